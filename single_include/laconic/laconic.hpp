@@ -682,6 +682,12 @@ inline namespace LACONIC_ABI {
 
 class Buffer;
 
+/// Says where an arena takes its memory from, if not from the host's: the functions of a device.
+struct MemorySource {
+  void* (*allocate)(std::size_t bytes) = nullptr;              ///< returns memory, or throws; null: memory of the host
+  void (*release)(void* memory, std::size_t bytes) = nullptr;  ///< frees it
+};
+
 namespace detail {
 
 struct ArenaBlock;
@@ -695,13 +701,15 @@ struct ArenaState {
       peak = 0;                         ///< max bytes in use at any time
   bool orphaned = false;                ///< the arena is gone, blocks in use are not
   bool settled = false;                 ///< a request may take a block of a larger class
+  MemorySource source{};                ///< where the memory of blocks comes from
 };
 
-/// Precedes the memory of every block.
+/// Describes a block. On the host it precedes the memory; memory of a device is apart from it.
 struct alignas(line_bytes) ArenaBlock {
   ArenaState* state;         ///< the state that counts this block
   ArenaBlock* next;          ///< the next block of the free list, if this one is free
-  std::size_t bytes;         ///< size of the memory after this header
+  void* memory;              ///< the memory
+  std::size_t bytes;         ///< size of the memory
   std::uint32_t size_class;  ///< index of its free list
   /// Gives the number of Buffers that refer to it. Threads may copy one that another keeps.
   std::atomic<std::uint32_t> owners;
@@ -716,6 +724,8 @@ class Arena {
  public:
   /// Makes an arena without blocks. Allocates its state.
   Arena() : state_(new detail::ArenaState) {}
+  /// Makes an arena without blocks that takes memory from a source. Allocates its state.
+  explicit Arena(const MemorySource& source) : Arena() { state_->source = source; }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   /// Frees the blocks that are not in use. Each of the others is freed with its last Buffer.
@@ -758,7 +768,10 @@ class Arena {
 
   detail::ArenaBlock* take(std::uint32_t size_class);
   static void release(detail::ArenaBlock* block) {
-    detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
+    const MemorySource& source = block->state->source;
+    if (source.allocate == nullptr) return detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
+    source.release(block->memory, block->bytes);
+    delete block;
   }
 
   /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused, beyond
@@ -807,7 +820,7 @@ class Buffer {
   }
 
   /// Returns the memory, or null without a block.
-  void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
+  void* data() const { return block_ == nullptr ? nullptr : block_->memory; }
   /// Says whether there is no block.
   bool empty() const { return block_ == nullptr; }
   /// Says whether this is the only reference to the block, so that it may be overwritten.
@@ -827,8 +840,14 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
     return block;
   }
   const std::size_t size = class_bytes(size_class);
-  block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
-      detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+  if (state_->source.allocate == nullptr) {
+    block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
+        detail::ArenaBlock{state_, nullptr, nullptr, size, size_class, 0};
+    block->memory = block + 1;
+  } else {
+    void* memory = state_->source.allocate(size);
+    block = new detail::ArenaBlock{state_, nullptr, memory, size, size_class, 0};
+  }
   state_->reserved += size;
   return block;
 }
@@ -1278,11 +1297,11 @@ class DropoutMask {
         random_(random) {}
 
   /// Returns the factor of the survivors, 1 / (1 - rounded probability).
-  double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  constexpr double scale() const { return 65536.0 / (65536.0 - threshold_); }
   /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
   /// Returns whether element i survives. This defines the mask; `apply` computes it faster.
-  bool keeps(std::uint64_t i) const {
+  constexpr bool keeps(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
     return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
   }
@@ -5061,6 +5080,88 @@ class Autodiff {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of elementwise primitives and of those that move values, which all backends share. Each
+// throws `Error` for sizes that do not fit.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks the arguments of `read`.
+template <class Tensor>
+void read(const Tensor& x, std::size_t room) {
+  require(static_cast<Index>(room) == x.size(), "read: room for ", room, " values given, (", x.rows(), ", ", x.cols(),
+          ") expected");
+}
+/// Checks the arguments of `number`.
+template <class Tensor>
+void number(const Tensor& x) {
+  require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
+}
+/// Checks the arguments of `argmax`.
+template <class Tensor>
+void argmax(const Tensor& x, std::size_t room) {
+  require(static_cast<Index>(room) == x.rows() && x.cols() > 0, "argmax: room for ", room, " columns given for (",
+          x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
+}
+/// Checks the arguments of `copy_rows`.
+template <class Tensor>
+void copy_rows(const Tensor& from, Index first, Index count, const Tensor& to, Index at) {
+  require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
+              from.cols() == to.cols(),
+          "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
+          to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+}
+/// Checks the arguments of `glu`.
+template <class Tensor>
+void glu(const Tensor& x) {
+  require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
+}
+/// Checks that a primitive, which is named, has two arguments of the same shape.
+template <class Tensor>
+void equal_shapes(const char* who, const Tensor& x, const Tensor& y) {
+  require(x.rows() == y.rows() && x.cols() == y.cols(), who, ": (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
+          y.cols(), ") given, equal shapes expected");
+}
+/// Checks the arguments of `add_row`.
+template <class Tensor, class T>
+void add_row(const Tensor& x, const Parameter<T>& row) {
+  require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+}
+/// Checks the arguments of `columns`.
+template <class Tensor>
+void columns(const Tensor& x, Index first, Index count) {
+  require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
+          x.cols(), " wanted");
+}
+/// Checks the arguments of `mix`.
+template <class Tensor>
+void mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+  require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
+              gate.rows() == sequences.size() && gate.cols() == 1,
+          "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(), ", ",
+          gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(), ", 1) expected");
+}
+/// Checks the arguments of `rotate`.
+template <class Tensor>
+void rotate(const Tensor& x, const Tensor& table) {
+  require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
+          "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
+          "), as many rows and a multiple of an even number of columns expected");
+}
+/// Checks the arguments of `concat`.
+template <class Tensor>
+void concat(const Tensor& a, const Tensor& b, Index num_heads, Index b_heads) {
+  require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
+              (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
+          "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
+          " and ", b_heads, " heads");
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 #include <chrono>
 #include <thread>
 
@@ -7706,6 +7807,39 @@ LACONIC_COMPILE(fetch_weight);
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Keeps what a context derives from resident weights (`kept_for`) from call to call, as long as the weights exist.
+template <class Tensor>
+class KeptTensors {
+ public:
+  /// Returns make(n) for some n >= size, kept from an earlier call with this weight if there is one that is large
+  /// enough.
+  template <class Make>
+  Tensor get(const std::shared_ptr<const ResidentWeight>& weight, Index size, Make&& make) {
+    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
+    // are dropped first.
+    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
+    auto& kept = kept_[weight];
+    if (kept.size < size) {
+      const Index larger = std::max(size, kept.size + kept.size / 4);
+      kept = {larger, make(larger)};
+    }
+    return kept.value;
+  }
+
+ private:
+  struct Kept {
+    Index size = -1;
+    Tensor value{};
+  };
+  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_{};
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Holds what all slices of `Cpu` share: threads, memory, and what is kept for weights. It implements the primitives of
 /// tensors and parameters.
 template <class T>
@@ -7743,19 +7877,17 @@ class CpuCore {
   Matrix<T> output(const Tensor& x) { return x.view(); }
   /// Writes the values, row by row, to memory of the host. Throws `Error` unless there is room for exactly all of them.
   void read(const Tensor& x, std::span<T> values) {
-    require(static_cast<Index>(values.size()) == x.size(), "read: room for ", values.size(), " values given, (",
-            x.rows(), ", ", x.cols(), ") expected");
+    checks::read(x, values.size());
     std::copy_n(x.data(), x.size(), values.data());
   }
   /// Returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   double number(const Tensor& x) {
-    require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
+    checks::number(x);
     return static_cast<double>(x.row(0)[0]);
   }
   /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
   void argmax(const Tensor& x, std::span<Index> columns) {
-    require(static_cast<Index>(columns.size()) == x.rows() && x.cols() > 0, "argmax: room for ", columns.size(),
-            " columns given for (", x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
+    checks::argmax(x, columns.size());
     for (Index r = 0; r < x.rows(); ++r) {
       const T* row = x.row(r);
       Index best = 0;
@@ -7771,10 +7903,7 @@ class CpuCore {
   /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
   /// does not have.
   void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
-    require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
-                from.cols() == to.cols(),
-            "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
-            to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+    checks::copy_rows(from, first, count, to, at);
     std::copy_n(from.row(first), count * from.cols(), to.row(at));
   }
   /// Returns a tensor (rows, cols) whose elements all have this value.
@@ -7815,16 +7944,7 @@ class CpuCore {
   /// enough.
   template <class Make>
   Tensor kept_for(const Parameter<T>& weight, Index size, Make&& make) {
-    const std::shared_ptr<const ResidentWeight> key = weight.resident();
-    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
-    // are dropped first.
-    if (!kept_.contains(key)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
-    auto& kept = kept_[key];
-    if (kept.size < size) {
-      const Index larger = std::max(size, kept.size + kept.size / 4);
-      kept = {larger, make(larger)};
-    }
-    return kept.value;
+    return kept_.get(weight.resident(), size, std::forward<Make>(make));
   }
 
   /// Adds the sums of the columns of dy (rows, cols) to the gradient of a parameter (cols) that was added to every row.
@@ -7834,14 +7954,9 @@ class CpuCore {
   }
 
  private:
-  struct Kept {
-    Index size = -1;
-    Tensor value{};
-  };
-
   int threads_;
   Arena arena_;
-  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_;
+  KeptTensors<Tensor> kept_;
 };
 
 LACONIC_COMPILE_CLASS(CpuCore);
@@ -9812,7 +9927,7 @@ class CpuElementwise {
   /// Returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels). Throws `Error` for an odd number of
   /// columns.
   Tensor glu(const Tensor& x) {
-    require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
+    checks::glu(x);
     Tensor y = core_.make(x.rows(), x.cols() / 2);
     kernels::glu(core_.threads(), y.rows(), y.cols(), x.data(), y.data());
     return y;
@@ -9835,15 +9950,14 @@ class CpuElementwise {
 
   /// Returns x + scale * y. Throws `Error` for different shapes.
   Tensor add(Tensor x, const Tensor& y, double scale = 1) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
-            y.cols(), ") given, equal shapes expected");
+    checks::equal_shapes("add", x, y);
     const kernels::Batch<T> s(static_cast<T>(scale));
     const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), sum, x, y);
   }
   /// Returns x (rows, channels) with `row` (channels) added to every row.
   Tensor add_row(Tensor x, const Parameter<T>& row) {
-    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+    checks::add_row(x, row);
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
     const Tensor& from = x;
     kernels::parallel_blocks(core_.threads(), x.rows(), 32, [&](Index begin, Index end) {
@@ -9857,15 +9971,13 @@ class CpuElementwise {
   void add_row_backward(const Tensor& dy, const Parameter<T>& row) { core_.add_column_sums(dy, row); }
   /// Returns the elementwise product of x and y. Throws `Error` for different shapes.
   Tensor multiply(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
-            ", ", y.cols(), ") given, equal shapes expected");
+    checks::equal_shapes("multiply", x, y);
     return mapped(
         core_.make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
   }
   /// Returns the columns first .. first + count - 1 of x. Throws `Error` for columns that x does not have.
   Tensor columns(const Tensor& x, Index first, Index count) {
-    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
-            x.cols(), " wanted");
+    checks::columns(x, first, count);
     Tensor out = core_.make(x.rows(), count);
     out.view() = std::as_const(x).view().middleCols(first, count);
     return out;
@@ -9878,11 +9990,7 @@ class CpuElementwise {
   }
   /// Returns sigmoid(gate_n) x + (1 - sigmoid(gate_n)) y for the rows of each sequence n. gate (sequences, 1).
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
-                gate.rows() == sequences.size() && gate.cols() == 1,
-            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
-            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
-            ", 1) expected");
+    checks::mix(x, y, gate, sequences);
     Tensor out = core_.make(x.rows(), x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
@@ -9923,9 +10031,7 @@ class CpuElementwise {
   /// Returns x with the pairs of channels of each head rotated by the angles in `table` (rows, width), or rotated back
   /// if `direction` is -1.
   Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
-    require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
-            "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
-            "), as many rows and a multiple of an even number of columns expected");
+    checks::rotate(x, table);
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
     kernels::rotate(core_.threads(), x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction),
                     std::as_const(x).data(), table.data(), y.data());
@@ -9934,10 +10040,7 @@ class CpuElementwise {
 
   /// Returns [a_h, b_h] for every head h, where b has as many heads as a, or one for all.
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
-    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
-                (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
-            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
-            " and ", b_heads, " heads");
+    checks::concat(a, b, num_heads, b_heads);
     const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
     Tensor y = core_.make(a.rows(), num_heads * (a_width + b_width));
     kernels::concat(core_.threads(), a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(),

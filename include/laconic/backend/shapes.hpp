@@ -324,11 +324,11 @@ class DropoutMask {
         random_(random) {}
 
   /// Returns the factor of the survivors, 1 / (1 - rounded probability).
-  double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  constexpr double scale() const { return 65536.0 / (65536.0 - threshold_); }
   /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
   /// Returns whether element i survives. This defines the mask; `apply` computes it faster.
-  bool keeps(std::uint64_t i) const {
+  constexpr bool keeps(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
     return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
   }

@@ -18,6 +18,12 @@ inline namespace LACONIC_ABI {
 
 class Buffer;
 
+/// Says where an arena takes its memory from, if not from the host's: the functions of a device.
+struct MemorySource {
+  void* (*allocate)(std::size_t bytes) = nullptr;              ///< returns memory, or throws; null: memory of the host
+  void (*release)(void* memory, std::size_t bytes) = nullptr;  ///< frees it
+};
+
 namespace detail {
 
 struct ArenaBlock;
@@ -31,13 +37,15 @@ struct ArenaState {
       peak = 0;                         ///< max bytes in use at any time
   bool orphaned = false;                ///< the arena is gone, blocks in use are not
   bool settled = false;                 ///< a request may take a block of a larger class
+  MemorySource source{};                ///< where the memory of blocks comes from
 };
 
-/// Precedes the memory of every block.
+/// Describes a block. On the host it precedes the memory; memory of a device is apart from it.
 struct alignas(line_bytes) ArenaBlock {
   ArenaState* state;         ///< the state that counts this block
   ArenaBlock* next;          ///< the next block of the free list, if this one is free
-  std::size_t bytes;         ///< size of the memory after this header
+  void* memory;              ///< the memory
+  std::size_t bytes;         ///< size of the memory
   std::uint32_t size_class;  ///< index of its free list
   /// Gives the number of Buffers that refer to it. Threads may copy one that another keeps.
   std::atomic<std::uint32_t> owners;
@@ -52,6 +60,8 @@ class Arena {
  public:
   /// Makes an arena without blocks. Allocates its state.
   Arena() : state_(new detail::ArenaState) {}
+  /// Makes an arena without blocks that takes memory from a source. Allocates its state.
+  explicit Arena(const MemorySource& source) : Arena() { state_->source = source; }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   /// Frees the blocks that are not in use. Each of the others is freed with its last Buffer.
@@ -94,7 +104,10 @@ class Arena {
 
   detail::ArenaBlock* take(std::uint32_t size_class);
   static void release(detail::ArenaBlock* block) {
-    detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
+    const MemorySource& source = block->state->source;
+    if (source.allocate == nullptr) return detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
+    source.release(block->memory, block->bytes);
+    delete block;
   }
 
   /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused, beyond
@@ -143,7 +156,7 @@ class Buffer {
   }
 
   /// Returns the memory, or null without a block.
-  void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
+  void* data() const { return block_ == nullptr ? nullptr : block_->memory; }
   /// Says whether there is no block.
   bool empty() const { return block_ == nullptr; }
   /// Says whether this is the only reference to the block, so that it may be overwritten.
@@ -163,8 +176,14 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
     return block;
   }
   const std::size_t size = class_bytes(size_class);
-  block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
-      detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+  if (state_->source.allocate == nullptr) {
+    block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
+        detail::ArenaBlock{state_, nullptr, nullptr, size, size_class, 0};
+    block->memory = block + 1;
+  } else {
+    void* memory = state_->source.allocate(size);
+    block = new detail::ArenaBlock{state_, nullptr, memory, size, size_class, 0};
+  }
   state_->reserved += size;
   return block;
 }

@@ -1,8 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/backend/kept_tensors.hpp>
 #include <laconic/core/compiled.hpp>
 #include <laconic/core/parallel.hpp>
 #include <laconic/core/parameter.hpp>
@@ -10,7 +12,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <map>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -56,19 +57,17 @@ class CpuCore {
   Matrix<T> output(const Tensor& x) { return x.view(); }
   /// Writes the values, row by row, to memory of the host. Throws `Error` unless there is room for exactly all of them.
   void read(const Tensor& x, std::span<T> values) {
-    require(static_cast<Index>(values.size()) == x.size(), "read: room for ", values.size(), " values given, (",
-            x.rows(), ", ", x.cols(), ") expected");
+    checks::read(x, values.size());
     std::copy_n(x.data(), x.size(), values.data());
   }
   /// Returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   double number(const Tensor& x) {
-    require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
+    checks::number(x);
     return static_cast<double>(x.row(0)[0]);
   }
   /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
   void argmax(const Tensor& x, std::span<Index> columns) {
-    require(static_cast<Index>(columns.size()) == x.rows() && x.cols() > 0, "argmax: room for ", columns.size(),
-            " columns given for (", x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
+    checks::argmax(x, columns.size());
     for (Index r = 0; r < x.rows(); ++r) {
       const T* row = x.row(r);
       Index best = 0;
@@ -84,10 +83,7 @@ class CpuCore {
   /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
   /// does not have.
   void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
-    require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
-                from.cols() == to.cols(),
-            "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
-            to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+    checks::copy_rows(from, first, count, to, at);
     std::copy_n(from.row(first), count * from.cols(), to.row(at));
   }
   /// Returns a tensor (rows, cols) whose elements all have this value.
@@ -128,16 +124,7 @@ class CpuCore {
   /// enough.
   template <class Make>
   Tensor kept_for(const Parameter<T>& weight, Index size, Make&& make) {
-    const std::shared_ptr<const ResidentWeight> key = weight.resident();
-    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
-    // are dropped first.
-    if (!kept_.contains(key)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
-    auto& kept = kept_[key];
-    if (kept.size < size) {
-      const Index larger = std::max(size, kept.size + kept.size / 4);
-      kept = {larger, make(larger)};
-    }
-    return kept.value;
+    return kept_.get(weight.resident(), size, std::forward<Make>(make));
   }
 
   /// Adds the sums of the columns of dy (rows, cols) to the gradient of a parameter (cols) that was added to every row.
@@ -147,14 +134,9 @@ class CpuCore {
   }
 
  private:
-  struct Kept {
-    Index size = -1;
-    Tensor value{};
-  };
-
   int threads_;
   Arena arena_;
-  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_;
+  KeptTensors<Tensor> kept_;
 };
 
 LACONIC_COMPILE_CLASS(CpuCore);

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/elementwise.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/heads.hpp>
@@ -34,7 +35,7 @@ class CpuElementwise {
   /// Returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels). Throws `Error` for an odd number of
   /// columns.
   Tensor glu(const Tensor& x) {
-    require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
+    checks::glu(x);
     Tensor y = core_.make(x.rows(), x.cols() / 2);
     kernels::glu(core_.threads(), y.rows(), y.cols(), x.data(), y.data());
     return y;
@@ -57,15 +58,14 @@ class CpuElementwise {
 
   /// Returns x + scale * y. Throws `Error` for different shapes.
   Tensor add(Tensor x, const Tensor& y, double scale = 1) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
-            y.cols(), ") given, equal shapes expected");
+    checks::equal_shapes("add", x, y);
     const kernels::Batch<T> s(static_cast<T>(scale));
     const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), sum, x, y);
   }
   /// Returns x (rows, channels) with `row` (channels) added to every row.
   Tensor add_row(Tensor x, const Parameter<T>& row) {
-    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+    checks::add_row(x, row);
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
     const Tensor& from = x;
     kernels::parallel_blocks(core_.threads(), x.rows(), 32, [&](Index begin, Index end) {
@@ -79,15 +79,13 @@ class CpuElementwise {
   void add_row_backward(const Tensor& dy, const Parameter<T>& row) { core_.add_column_sums(dy, row); }
   /// Returns the elementwise product of x and y. Throws `Error` for different shapes.
   Tensor multiply(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
-            ", ", y.cols(), ") given, equal shapes expected");
+    checks::equal_shapes("multiply", x, y);
     return mapped(
         core_.make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
   }
   /// Returns the columns first .. first + count - 1 of x. Throws `Error` for columns that x does not have.
   Tensor columns(const Tensor& x, Index first, Index count) {
-    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
-            x.cols(), " wanted");
+    checks::columns(x, first, count);
     Tensor out = core_.make(x.rows(), count);
     out.view() = std::as_const(x).view().middleCols(first, count);
     return out;
@@ -100,11 +98,7 @@ class CpuElementwise {
   }
   /// Returns sigmoid(gate_n) x + (1 - sigmoid(gate_n)) y for the rows of each sequence n. gate (sequences, 1).
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
-                gate.rows() == sequences.size() && gate.cols() == 1,
-            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
-            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
-            ", 1) expected");
+    checks::mix(x, y, gate, sequences);
     Tensor out = core_.make(x.rows(), x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
@@ -145,9 +139,7 @@ class CpuElementwise {
   /// Returns x with the pairs of channels of each head rotated by the angles in `table` (rows, width), or rotated back
   /// if `direction` is -1.
   Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
-    require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
-            "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
-            "), as many rows and a multiple of an even number of columns expected");
+    checks::rotate(x, table);
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
     kernels::rotate(core_.threads(), x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction),
                     std::as_const(x).data(), table.data(), y.data());
@@ -156,10 +148,7 @@ class CpuElementwise {
 
   /// Returns [a_h, b_h] for every head h, where b has as many heads as a, or one for all.
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
-    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
-                (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
-            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
-            " and ", b_heads, " heads");
+    checks::concat(a, b, num_heads, b_heads);
     const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
     Tensor y = core_.make(a.rows(), num_heads * (a_width + b_width));
     kernels::concat(core_.threads(), a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(),

@@ -1,0 +1,333 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cuda/device.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#if defined(LACONIC_CUDA_EMULATED)
+#include <memory>
+#include <vector>
+#endif
+
+// How a kernel of the CUDA backend is written. A kernel is a struct of pointers and sizes, with the number of threads
+// of a block, `static constexpr int threads`, and a call operator that computes one block:
+//
+//   template <class T>
+//   struct RowSums {                                                  // one block a row
+//     static constexpr int threads = 128;
+//     const T* x;
+//     T* sums;
+//     Index cols;
+//     LACONIC_DEVICE void operator()(cuda::Block& block) const {
+//       cuda::PerThread<T> part(block);                               // one value in each thread
+//       block.each([&](int t) {                                       // all threads, then a barrier
+//         part[t] = 0;
+//         for (Index c = t; c < cols; c += threads) part[t] += x[block.x() * cols + c];
+//       });
+//       const T all = block.sum(part);                                // the same in every thread
+//       block.one([&] { sums[block.x()] = all; });
+//     }
+//   };
+//
+// What is between two calls of `each` is computed by every thread alike, so it may only depend on values that are the
+// same in all of them. `each` ends with a barrier, which no thread can miss: without it, one thread would read what
+// another has not written yet. The emulation calls the function of `each` for one thread after the other; run in the
+// opposite order (`emulated_order`), a kernel with a race gives something else.
+
+#if defined(LACONIC_CUDA_EMULATED)
+#define LACONIC_DEVICE
+#else
+#define LACONIC_DEVICE __device__ __forceinline__
+#endif
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace cuda {
+
+inline constexpr int warp_threads = 32;  ///< threads that a multiprocessor runs together
+
+/// Numbers the blocks of a launch: (x, y).
+struct Grid {
+  Index x;      ///< blocks along x, at most 2^31 - 1
+  Index y = 1;  ///< blocks along y, at most 65535
+};
+
+/// Returns how many pieces of `size` cover n.
+constexpr Index pieces(Index n, Index size) { return (n + size - 1) / size; }
+
+#if defined(LACONIC_CUDA_EMULATED)
+
+/// Says in which order the emulation runs the threads of a block.
+enum class Order { forward, backward };
+/// Gives that order for this thread of the host. Only tests change it.
+inline Order& emulated_order() {
+  thread_local Order order = Order::forward;
+  return order;
+}
+
+namespace detail {
+
+/// Gives memory to one emulated block after the other. Only the first blocks allocate.
+class EmulatedMemory {
+ public:
+  /// Returns `bytes` of memory until `reset`, filled so that a float read before it is written is NaN.
+  void* take(std::size_t bytes) {
+    const std::size_t rounded = (bytes + 63) / 64 * 64;
+    while (current_ < blocks_.size() && used_ + rounded > blocks_[current_].size) {
+      ++current_;
+      used_ = 0;
+    }
+    if (current_ == blocks_.size()) {
+      const std::size_t size = std::max<std::size_t>(rounded, 1 << 20);
+      blocks_.push_back({std::make_unique<std::byte[]>(size + 64), size});
+    }
+    auto* begin = blocks_[current_].data.get();
+    begin += (64 - reinterpret_cast<std::uintptr_t>(begin) % 64) % 64 + used_;
+    used_ += rounded;
+    std::memset(begin, 0xff, bytes);
+    return begin;
+  }
+  /// Takes all memory back.
+  void reset() { current_ = used_ = 0; }
+
+ private:
+  struct Piece {
+    std::unique_ptr<std::byte[]> data;
+    std::size_t size;
+  };
+  std::vector<Piece> blocks_{};
+  std::size_t current_ = 0, used_ = 0;
+};
+inline EmulatedMemory& emulated_memory() {
+  thread_local EmulatedMemory memory;
+  return memory;
+}
+
+}  // namespace detail
+
+class Block;
+
+/// Holds one value in each thread of a block. On a GPU these are registers.
+template <class V>
+class PerThread {
+ public:
+  /// Makes unspecified values.
+  explicit PerThread(const Block& block);
+  /// Returns the value of a thread, which only that thread may name.
+  V& operator[](int thread) { return values_[thread]; }
+
+ private:
+  friend class Block;
+  V* values_;
+};
+
+/// Is one block of threads, which runs a kernel.
+class Block {
+ public:
+  /// Makes the block (x, y) of `threads` threads with `shared_bytes` of shared memory.
+  Block(Index x, Index y, int threads, std::size_t shared_bytes)
+      : x_(x), y_(y), threads_(threads), shared_left_(shared_bytes) {}
+  /// Returns the number of the block along x.
+  Index x() const { return x_; }
+  /// Returns the number of the block along y.
+  Index y() const { return y_; }
+  /// Returns the threads of the block.
+  int threads() const { return threads_; }
+
+  /// Calls f(thread) for every thread of the block, then waits for all.
+  template <class F>
+  void each(F&& f) {
+    if (emulated_order() == Order::forward)
+      for (int t = 0; t < threads_; ++t) f(t);
+    else
+      for (int t = threads_ - 1; t >= 0; --t) f(t);
+  }
+  /// Calls f() for one thread of the block, then waits for all.
+  template <class F>
+  void one(F&& f) {
+    f();
+  }
+  /// Returns the sum of the values of all threads, in every thread. The order of the sum is fixed. The values are lost.
+  template <class V>
+  V sum(PerThread<V>& values) {
+    return reduced(values, [](V a, V b) { return a + b; });
+  }
+  /// Returns the max of the values of all threads, in every thread; NaN if one is NaN. The values are lost.
+  template <class V>
+  V max(PerThread<V>& values) {
+    return reduced(values, [](V a, V b) { return a != a || a > b ? a : b; });
+  }
+  /// Returns shared memory for `count` values, which are unspecified. All memory that a kernel takes must have been
+  /// asked for at its launch.
+  template <class V>
+  V* shared(Index count) {
+    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(V) + 15) / 16 * 16;
+    require(bytes <= shared_left_, "Cuda: a kernel takes ", bytes, " bytes of shared memory, ", shared_left_,
+            " are left of what its launch asked for");
+    shared_left_ -= bytes;
+    return static_cast<V*>(detail::emulated_memory().take(bytes));
+  }
+
+ private:
+  template <class V, class F>
+  V reduced(PerThread<V>& values, F f) {
+    // The order is that of shuffles within each warp, then within the first one over the results of all.
+    V* v = values.values_;
+    const int warps = threads_ / warp_threads;
+    V parts[warp_threads];
+    for (int w = 0; w < warps; ++w) parts[w] = butterfly(v + w * warp_threads, warp_threads, f);
+    return butterfly(parts, warps, f);
+  }
+  template <class V, class F>
+  static V butterfly(const V* from, int count, F f) {
+    V now[warp_threads], next[warp_threads];
+    std::copy_n(from, count, now);
+    for (int offset = warp_threads / 2; offset > 0; offset /= 2) {
+      for (int t = 0; t < count; ++t) next[t] = (t ^ offset) < count ? f(now[t], now[t ^ offset]) : now[t];
+      std::copy_n(next, count, now);
+    }
+    return now[0];
+  }
+
+  Index x_, y_;
+  int threads_;
+  std::size_t shared_left_;
+};
+
+template <class V>
+PerThread<V>::PerThread(const Block& block)
+    : values_(static_cast<V*>(detail::emulated_memory().take(static_cast<std::size_t>(block.threads()) * sizeof(V)))) {}
+
+/// Runs a kernel for every block of a grid. `shared_bytes` is the shared memory that a block takes; `name` is for
+/// messages.
+template <class Kernel>
+void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0) {
+  static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
+  for (Index y = 0; y < grid.y; ++y)
+    for (Index x = 0; x < grid.x; ++x) {
+      Block block(x, y, Kernel::threads, shared_bytes);
+      kernel(block);
+      detail::emulated_memory().reset();
+    }
+}
+
+#else
+
+/// Holds one value in each thread of a block, in registers.
+template <class V>
+class PerThread {
+ public:
+  /// Makes unspecified values.
+  LACONIC_DEVICE explicit PerThread(const class Block&) {}
+  /// Returns the value of a thread, which only that thread may name.
+  LACONIC_DEVICE V& operator[](int) { return value_; }
+
+ private:
+  friend class Block;
+  V value_;
+};
+
+/// Is one block of threads, which runs a kernel.
+class Block {
+ public:
+  /// Makes the block that the calling thread belongs to.
+  LACONIC_DEVICE Block() = default;
+  /// Returns the number of the block along x.
+  LACONIC_DEVICE Index x() const { return blockIdx.x; }
+  /// Returns the number of the block along y.
+  LACONIC_DEVICE Index y() const { return blockIdx.y; }
+  /// Returns the threads of the block.
+  LACONIC_DEVICE int threads() const { return static_cast<int>(blockDim.x); }
+
+  /// Calls f(thread) for every thread of the block, then waits for all.
+  template <class F>
+  LACONIC_DEVICE void each(F&& f) {
+    f(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  /// Calls f() for one thread of the block, then waits for all.
+  template <class F>
+  LACONIC_DEVICE void one(F&& f) {
+    if (threadIdx.x == 0) f();
+    __syncthreads();
+  }
+  /// Returns the sum of the values of all threads, in every thread. The order of the sum is fixed. The values are lost.
+  template <class V>
+  LACONIC_DEVICE V sum(PerThread<V>& values) {
+    return reduced(values, [](V a, V b) { return a + b; });
+  }
+  /// Returns the max of the values of all threads, in every thread; NaN if one is NaN. The values are lost.
+  template <class V>
+  LACONIC_DEVICE V max(PerThread<V>& values) {
+    return reduced(values, [](V a, V b) { return a != a || a > b ? a : b; });
+  }
+  /// Returns shared memory for `count` values, which are unspecified. All memory that a kernel takes must have been
+  /// asked for at its launch.
+  template <class V>
+  LACONIC_DEVICE V* shared(Index count) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    unsigned char* begin = memory + shared_used_;
+    shared_used_ += (static_cast<std::size_t>(count) * sizeof(V) + 15) / 16 * 16;
+    return reinterpret_cast<V*>(begin);
+  }
+
+ private:
+  template <class V, class F>
+  LACONIC_DEVICE V reduced(PerThread<V>& values, F f) {
+    __shared__ V parts[warp_threads];
+    V v = butterfly(values.value_, warp_threads, f);
+    const int warps = static_cast<int>(blockDim.x) / warp_threads, thread = static_cast<int>(threadIdx.x);
+    if (thread % warp_threads == 0) parts[thread / warp_threads] = v;
+    __syncthreads();
+    v = butterfly(parts[thread % warp_threads < warps ? thread % warp_threads : 0], warps, f);
+    v = __shfl_sync(0xffffffffu, v, 0);
+    __syncthreads();  // before another reduction writes to parts
+    return v;
+  }
+  template <class V, class F>
+  LACONIC_DEVICE static V butterfly(V v, int count, F f) {
+    const int lane = static_cast<int>(threadIdx.x) % warp_threads;
+    for (int offset = warp_threads / 2; offset > 0; offset /= 2) {
+      const V other = __shfl_xor_sync(0xffffffffu, v, offset);
+      if ((lane ^ offset) < count) v = f(v, other);
+    }
+    return v;
+  }
+
+  std::size_t shared_used_ = 0;
+};
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads) run(Kernel kernel) {
+  Block block;
+  kernel(block);
+}
+
+/// Runs a kernel for every block of a grid, in the order of the stream. `shared_bytes` is the shared memory that a
+/// block takes; `name` is for messages. Throws `Error` if the kernel cannot be started.
+template <class Kernel>
+void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0) {
+  static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
+  static_assert(sizeof(Kernel) <= 4096, "laconic: the arguments of a kernel are at most 4 KiB");
+  if (grid.x == 0 || grid.y == 0) return;
+  constexpr std::size_t without_asking = 48 * 1024;
+  if (shared_bytes > without_asking)
+    check(
+        cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "cudaFuncSetAttribute", " for ", name, " with ", shared_bytes, " bytes of shared memory");
+  void* arguments[] = {const_cast<Kernel*>(&kernel)};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(&run<Kernel>),
+                         dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), dim3(Kernel::threads),
+                         arguments, shared_bytes, stream.handle()),
+        "cudaLaunchKernel", " for ", name, " with (", grid.x, ", ", grid.y, ") blocks of ", Kernel::threads,
+        " threads");
+}
+
+#endif
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -1,0 +1,170 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/extent.hpp>
+
+#include <cstddef>
+#include <cstring>
+
+// What the CUDA backend asks of a device: memory, copies, and a stream of work. This file and block.hpp are the only
+// ones that know the compiler. Compiled by nvcc, they call CUDA. With LACONIC_CUDA_EMULATED they compute on the host,
+// so that every kernel is tested where no GPU is.
+#if defined(LACONIC_CUDA_EMULATED)
+#include <cstdlib>
+#include <new>
+#elif defined(__CUDACC__)
+#include <cuda_runtime.h>
+#else
+#error "laconic: backend/cuda is compiled by nvcc, or with LACONIC_CUDA_EMULATED, which runs its kernels on the host"
+#endif
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace cuda {
+
+#if defined(LACONIC_CUDA_EMULATED)
+
+/// Stands for a stream of work on a device. Emulated work is done when it is given.
+class Stream {
+ public:
+  /// Makes a stream on the device of this number. Throws `Error` unless it is 0.
+  explicit Stream(int device) { require(device == 0, "Cuda: device ", device, " given, 0 expected (emulated)"); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  /// Copies bytes of the host to the device. The memory of the host may be reused at once.
+  void to_device(void* to, const void* from, std::size_t bytes) const { copy(to, from, bytes); }
+  /// Copies bytes of the device to the host, and waits for them.
+  void to_host(void* to, const void* from, std::size_t bytes) const { copy(to, from, bytes); }
+  /// Copies bytes within the device. The ranges must not overlap.
+  void copy(void* to, const void* from, std::size_t bytes) const {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  /// Sets bytes of the device to zero.
+  void zero(void* to, std::size_t bytes) const {
+    if (bytes > 0) std::memset(to, 0, bytes);
+  }
+  /// Waits until all work is done.
+  void wait() const {}
+};
+
+/// Returns memory of the current device. Throws std::bad_alloc.
+inline void* allocate(std::size_t bytes) {
+  void* memory = std::malloc(bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+/// Frees memory of `allocate`.
+inline void release(void* memory, std::size_t) { std::free(memory); }
+
+#else
+
+/// Throws `Error` with the call, and what it was for, unless it succeeded.
+template <class... What>
+void check(cudaError_t status, const char* call, const What&... what) {
+  if (status != cudaSuccess) [[unlikely]]
+    throw Error(text("Cuda: ", call, " failed", what..., ": ", cudaGetErrorString(status)));
+}
+
+/// Owns a stream of work on a device.
+class Stream {
+ public:
+  /// Makes a stream on the device of this number, which becomes the current one. Throws `Error` if there is none.
+  explicit Stream(int device) {
+    int count = 0;
+    const cudaError_t found = cudaGetDeviceCount(&count);
+    require(found == cudaSuccess && count > 0,
+            "Cuda: no device found: ", found == cudaSuccess ? "none is installed" : cudaGetErrorString(found));
+    require(device >= 0 && device < count, "Cuda: device ", device, " given, 0 to ", count - 1, " expected");
+    check(cudaSetDevice(device), "cudaSetDevice");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() { cudaStreamDestroy(stream_); }
+  /// Copies bytes of the host to the device. The memory of the host may be reused at once.
+  void to_device(void* to, const void* from, std::size_t bytes) const {
+    if (bytes == 0) return;
+    copy(to, from, bytes, cudaMemcpyHostToDevice);
+  }
+  /// Copies bytes of the device to the host, and waits for them.
+  void to_host(void* to, const void* from, std::size_t bytes) const {
+    if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToHost);
+    wait();
+  }
+  /// Copies bytes within the device. The ranges must not overlap.
+  void copy(void* to, const void* from, std::size_t bytes) const {
+    if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToDevice);
+  }
+  /// Sets bytes of the device to zero.
+  void zero(void* to, std::size_t bytes) const {
+    if (bytes > 0) check(cudaMemsetAsync(to, 0, bytes, stream_), "cudaMemsetAsync", " for ", bytes, " bytes");
+  }
+  /// Waits until all work is done. Throws `Error` if a kernel failed.
+  void wait() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+  /// Returns CUDA's own handle.
+  cudaStream_t handle() const { return stream_; }
+
+ private:
+  void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
+    check(cudaMemcpyAsync(to, from, bytes, kind, stream_), "cudaMemcpyAsync", " for ", bytes, " bytes");
+  }
+
+  cudaStream_t stream_ = nullptr;
+};
+
+/// Returns memory of the current device. Throws `Error` that says how much there is.
+inline void* allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
+  cudaGetLastError();  // forgets the error, so that the next call does not report it
+  std::size_t unused = 0, all = 0;
+  check(cudaMemGetInfo(&unused, &all), "cudaMemGetInfo");
+  throw Error(text("Cuda: ", bytes, " bytes of memory asked for, ", unused, " of ", all, " are free"));
+}
+/// Frees memory of `allocate`, once the device has done all work that was given before.
+inline void release(void* memory, std::size_t) { cudaFree(memory); }
+
+#endif
+
+/// Owns an array of numbers on a device.
+template <class T>
+class DeviceArray {
+ public:
+  /// Makes an empty array.
+  DeviceArray() = default;
+  /// Makes an array of `size` unspecified numbers. Allocates.
+  explicit DeviceArray(Index size)
+      : data_(size > 0 ? static_cast<T*>(allocate(bytes_of(size))) : nullptr), size_(size) {}
+  DeviceArray(const DeviceArray&) = delete;
+  /// Takes over the memory of the other, which is empty afterwards.
+  DeviceArray(DeviceArray&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  /// Drops its memory and takes that of the other.
+  DeviceArray& operator=(DeviceArray other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (data_ != nullptr) release(data_, bytes_of(size_));
+  }
+
+  /// Returns the first number, on the device.
+  T* data() const { return data_; }
+  /// Returns how many numbers there are.
+  Index size() const { return size_; }
+  /// Returns their bytes.
+  std::size_t bytes() const { return bytes_of(size_); }
+  /// Says whether there are none.
+  bool empty() const { return size_ == 0; }
+
+ private:
+  static std::size_t bytes_of(Index size) { return static_cast<std::size_t>(size) * sizeof(T); }
+
+  T* data_ = nullptr;
+  Index size_ = 0;
+};
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -1,0 +1,132 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cuda/device.hpp>
+#include <laconic/core/parameter.hpp>
+
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+// The form in which a GPU holds a weight: row-major, as on the host.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds a weight that is resident in `Cuda`.
+template <class T>
+class CudaWeight final : public ResidentWeight, public std::enable_shared_from_this<CudaWeight<T>> {
+ public:
+  /// Holds values. If `trains` is true, they can change and have a gradient, which is made when it is first asked for.
+  CudaWeight(std::shared_ptr<const cuda::Stream> on, cuda::DeviceArray<T> values, cuda::DeviceArray<T> gradient_values,
+             bool trains, Storage storage)
+      : ResidentWeight(&tag),
+        stream(std::move(on)),
+        value(std::move(values)),
+        gradient(std::move(gradient_values)),
+        storage_(storage),
+        trains_(trains) {}
+
+  /// Returns the GPU's form of a resident parameter. Throws `Error` if another backend holds it, or this one with
+  /// another scalar type.
+  static CudaWeight& of(const Parameter<T>& p) {
+    require(p.is_resident(), "weight: one on the host given, one resident in Cuda expected (prepare)");
+    ResidentWeight& weight = *p.resident();
+    require(weight.kind() == &tag, "weight: one resident in ", weight.backend(), " given, one of this Cuda expected");
+    return static_cast<CudaWeight&>(weight);
+  }
+
+  /// Returns the name of the backend.
+  const char* backend() const override { return "Cuda"; }
+  /// Returns how the values were rounded.
+  Storage storage() const override { return storage_; }
+  /// Returns whether the values can change.
+  bool can_train() const override { return trains_; }
+  /// Returns a copy if the values can change, and otherwise this weight itself.
+  std::shared_ptr<ResidentWeight> copy() const override {
+    if (!trains_) return std::const_pointer_cast<CudaWeight>(this->shared_from_this());  // never written
+    return std::make_shared<CudaWeight>(stream, copied(value), copied(gradient), true, storage_);
+  }
+
+  const std::shared_ptr<const cuda::Stream> stream;  ///< orders what changes the values
+  cuda::DeviceArray<T> value{};                      ///< the values, on the device
+  cuda::DeviceArray<T> gradient{};                   ///< the gradient, once it was used; otherwise empty
+
+ private:
+  cuda::DeviceArray<T> copied(const cuda::DeviceArray<T>& from) const {
+    cuda::DeviceArray<T> to(from.size());
+    stream->copy(to.data(), from.data(), from.bytes());
+    stream->wait();  // another stream may read the copy
+    return to;
+  }
+
+  static constexpr char tag = 0;
+  Storage storage_ = Storage::full;
+  bool trains_ = false;
+};
+
+namespace cuda {
+
+/// Returns the values of a parameter, row-major (rows, cols), on the device. Throws `Error` if they are not there. A
+/// parameter without elements has none.
+template <class T>
+const T* values_of(const Parameter<T>& p) {
+  return p.size() == 0 ? nullptr : CudaWeight<T>::of(p).value.data();
+}
+/// Returns the values of a parameter that may be null.
+template <class T>
+const T* values_of(const Parameter<T>* p) {
+  return p == nullptr ? nullptr : values_of(*p);
+}
+/// Returns the values of a parameter, to be changed. Throws `Error` if they were prepared to run.
+template <class T>
+T* editable_values_of(Parameter<T>& p) {
+  CudaWeight<T>& weight = CudaWeight<T>::of(p);
+  require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
+  return weight.value.data();
+}
+/// Returns the gradient of a parameter (rows, cols), zeroed in the first call, or null if the parameter is frozen. The
+/// first call allocates. Throws `Error` if the parameter was prepared to run.
+template <class T>
+T* gradient_of(const Parameter<T>& p) {
+  if (!p.trainable) return nullptr;
+  CudaWeight<T>& weight = CudaWeight<T>::of(p);
+  require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
+  if (weight.gradient.empty()) {
+    weight.gradient = DeviceArray<T>(p.size());
+    weight.stream->zero(weight.gradient.data(), weight.gradient.bytes());
+  }
+  return weight.gradient.data();
+}
+/// Returns the gradient of a parameter, or null if it has none yet.
+template <class T>
+T* existing_gradient_of(const Parameter<T>& p) {
+  return p.size() == 0 ? nullptr : CudaWeight<T>::of(p).gradient.data();
+}
+
+/// Makes a parameter of the host resident, with its gradient if it trains. Allocates.
+template <class T>
+void make_resident(const std::shared_ptr<const Stream>& stream, Parameter<T>& p, bool trains, Storage storage) {
+  DeviceArray<T> value(p.size()), gradient(trains && p.has_gradient() ? p.size() : 0);
+  stream->to_device(value.data(), p.host().data(), value.bytes());
+  if (!gradient.empty()) stream->to_device(gradient.data(), p.gradient().data(), gradient.bytes());
+  stream->wait();
+  p.make_resident(std::make_shared<CudaWeight<T>>(stream, std::move(value), std::move(gradient), trains, storage));
+}
+/// Moves the values of a parameter back to the host, and its gradient if it has one. Allocates.
+template <class T>
+void fetch_weight(Parameter<T>& p) {
+  if (!p.is_resident()) return;
+  const CudaWeight<T>& weight = CudaWeight<T>::of(p);
+  Matrix<T> values(p.rows(), p.cols()), gradient;
+  weight.stream->to_host(values.data(), weight.value.data(), weight.value.bytes());
+  if (!weight.gradient.empty()) {
+    gradient.resize(p.rows(), p.cols());
+    weight.stream->to_host(gradient.data(), weight.gradient.data(), weight.gradient.bytes());
+  }
+  p.make_host(std::move(values), std::move(gradient));
+}
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic
