@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(LACONIC_CUDA_EMULATED)
+#if !defined(__CUDACC__)
 #include <memory>
 #include <vector>
 #endif
@@ -37,10 +37,10 @@
 // another has not written yet. The emulation calls the function of `each` for one thread after the other; run in the
 // opposite order (`emulated_order`), a kernel with a race gives something else.
 
-#if defined(LACONIC_CUDA_EMULATED)
-#define LACONIC_DEVICE
-#else
+#if defined(__CUDACC__)
 #define LACONIC_DEVICE __device__ __forceinline__
+#else
+#define LACONIC_DEVICE
 #endif
 
 namespace laconic {
@@ -58,7 +58,7 @@ struct Grid {
 /// Returns how many pieces of `size` cover n.
 constexpr Index pieces(Index n, Index size) { return (n + size - 1) / size; }
 
-#if defined(LACONIC_CUDA_EMULATED)
+#if !defined(__CUDACC__)
 
 /// Says in which order the emulation runs the threads of a block.
 enum class Order { forward, backward };
@@ -201,6 +201,8 @@ template <class V>
 PerThread<V>::PerThread(const Block& block)
     : values_(static_cast<V*>(detail::emulated_memory().take(static_cast<std::size_t>(block.threads()) * sizeof(V)))) {}
 
+#if defined(LACONIC_CUDA_EMULATED)
+
 /// Runs a kernel for every block of a grid. `shared_bytes` is the shared memory that a block takes; `name` is for
 /// messages.
 template <class Kernel>
@@ -213,6 +215,14 @@ void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::si
       detail::emulated_memory().reset();
     }
 }
+
+#else
+
+/// Runs a kernel as nvcc compiled it into laconic::cuda.
+template <class Kernel>
+void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0);
+
+#endif
 
 #else
 
@@ -308,8 +318,10 @@ __global__ void __launch_bounds__(Kernel::threads) run(Kernel kernel) {
 
 /// Runs a kernel for every block of a grid, in the order of the stream. `shared_bytes` is the shared memory that a
 /// block takes; `name` is for messages. Throws `Error` if the kernel cannot be started.
+// It is not inlined, so that laconic::cuda has it for who is not compiled by nvcc.
 template <class Kernel>
-void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0) {
+[[gnu::noinline]] void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel,
+                              std::size_t shared_bytes = 0) {
   static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
   static_assert(sizeof(Kernel) <= 4096, "laconic: the arguments of a kernel are at most 4 KiB");
   if (grid.x == 0 || grid.y == 0) return;

@@ -207,5 +207,7 @@ class CudaCore {
   std::size_t next_offsets_ = 0;
 };
 
+LACONIC_COMPILE_CUDA_CLASS(CudaCore);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -7,15 +7,30 @@
 #include <cstring>
 
 // What the CUDA backend asks of a device: memory, copies, and a stream of work. This file and block.hpp are the only
-// ones that know the compiler. Compiled by nvcc, they call CUDA. With LACONIC_CUDA_EMULATED they compute on the host,
-// so that every kernel is tested where no GPU is.
+// ones that know the compiler:
+// - nvcc compiles all of the backend.
+// - With LACONIC_CUDA_COMPILED, which laconic::cuda defines, any compiler uses what nvcc compiled into that library.
+// - With LACONIC_CUDA_EMULATED, memory and kernels are those of the host: every kernel is tested where no GPU is.
 #if defined(LACONIC_CUDA_EMULATED)
 #include <cstdlib>
 #include <new>
-#elif defined(__CUDACC__)
+#elif defined(__CUDACC__) || defined(LACONIC_CUDA_COMPILED)
 #include <cuda_runtime.h>
 #else
-#error "laconic: backend/cuda is compiled by nvcc, or with LACONIC_CUDA_EMULATED, which runs its kernels on the host"
+#error "laconic: backend/cuda.hpp is compiled by nvcc, or used from the library laconic::cuda, which nvcc compiles"
+#include <laconic_cuda>
+#endif
+
+/// LACONIC_COMPILE_CUDA_CLASS(name), after a class template, says that laconic::cuda holds the members of name<float>
+/// and name<double>. Its sources define LACONIC_CUDA_NUMBER, the type that they compile for.
+#if defined(LACONIC_CUDA_NUMBER)
+#define LACONIC_COMPILE_CUDA_CLASS(name) template class name<LACONIC_CUDA_NUMBER>
+#elif defined(LACONIC_CUDA_COMPILED)
+#define LACONIC_COMPILE_CUDA_CLASS(name) \
+  extern template class name<float>;     \
+  extern template class name<double>
+#else
+#define LACONIC_COMPILE_CUDA_CLASS(name) static_assert(true)
 #endif
 
 namespace laconic {

@@ -170,5 +170,7 @@ class CudaElementwise {
   CudaCore<T>& core_;
 };
 
+LACONIC_COMPILE_CUDA_CLASS(CudaElementwise);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
