@@ -3,6 +3,9 @@
 #pragma once
 
 #include <laconic/backend/cpu.hpp>
+#ifdef LACONIC_TEST_CUDA
+#include <laconic/backend/cuda.hpp>
+#endif
 
 #include "fenced.hpp"
 
@@ -12,8 +15,18 @@
 
 namespace laconic {
 
+#ifdef LACONIC_TEST_CUDA
+/// Is made as the other backends are, with a number of threads, which a GPU does not have.
+template <class T>
+struct OnCuda : Cuda<T> {
+  explicit OnCuda(int = 0) {}
+};
+template <class T>
+using Backends = std::tuple<OnCuda<T>>;
+#else
 template <class T>
 using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>>;
+#endif
 
 template <class... A, class... B>
 std::tuple<A..., B...> joined(std::tuple<A...>, std::tuple<B...>);
