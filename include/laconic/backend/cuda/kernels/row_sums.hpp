@@ -1,0 +1,63 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cuda/block.hpp>
+
+#include <algorithm>
+
+// What kernels share that run over rows of sequences, and that sum over the rows of a batch.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace cuda {
+
+/// Returns the number of the sequence that has a row. offsets (sequences + 1); every sequence has `longer` rows more
+/// than they say, or less if that is negative, but not less than none.
+LACONIC_DEVICE Index sequence_of(const Index* offsets, Index sequences, Index row, Index longer = 0) {
+  Index low = 0, high = sequences - 1;
+  while (low < high) {
+    const Index middle = (low + high) / 2;
+    if (row < offsets[middle + 1] + (middle + 1) * longer)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
+/// Splits a sum over rows into parts, each a range of chunks. Sums within a chunk are in T, those of chunks and of
+/// parts in double, each in its order.
+struct RowSplit {
+  Index chunks;  ///< chunks of all rows
+  Index each;    ///< chunks of a part, but for the last one
+
+  /// Splits rows into chunks of `chunk` and so many parts that their blocks, `tiles` in each part, occupy a GPU.
+  static RowSplit of(Index rows, Index chunk, Index tiles) {
+    constexpr Index enough = 512;  // blocks; more parts cost memory and one more pass over it
+    const Index chunks = pieces(rows, chunk);
+    return {chunks, std::max<Index>(1, pieces(chunks, std::max<Index>(1, enough / std::max<Index>(1, tiles))))};
+  }
+  /// Returns the number of parts.
+  constexpr Index parts() const { return pieces(chunks, each); }
+  /// Returns the first chunk of a part.
+  constexpr Index begin(Index part) const { return part * each; }
+  /// Returns the chunk after the last one of a part.
+  constexpr Index end(Index part) const { return (part + 1) * each < chunks ? (part + 1) * each : chunks; }
+};
+
+/// Adds sum_p part[p * size + i], in double, to element i of `to` (size).
+template <class T>
+struct AddParts {
+  const double* part;
+  T* to;
+  Index parts, size;
+  LACONIC_DEVICE void operator()(Index i) const {
+    double sum = 0;
+    for (Index p = 0; p < parts; ++p) sum += part[p * size + i];
+    to[i] += static_cast<T>(sum);
+  }
+};
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic
