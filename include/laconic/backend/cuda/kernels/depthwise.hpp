@@ -139,13 +139,15 @@ struct DepthwiseBackwardTaps {
       block.each([&](int t) {
         const Index c = first_channel + t % together;
         if (c >= channels) return;
+        const Index first_of_thread = first_tap + t / together;
         T sum[taps_of_thread] = {};
         for (Index i = 0; i < chunk && first + i < seen_by.rows; ++i) {
           const DepthwiseRows::Seen one = seen[i];
           const T g = dy[(first + i) * channels + c];
-          for (int j = 0; j < taps_of_thread; ++j) {
-            const Index k = first_tap + t / together + lanes * j;
-            if (k >= one.begin && k < one.end) sum[j] += g * x[(one.first + k) * channels + c];
+          Index at = (one.first + first_of_thread) * channels + c;
+          for (int j = 0; j < taps_of_thread; ++j, at += lanes * channels) {
+            const Index k = first_of_thread + lanes * j;
+            if (k >= one.begin && k < one.end) sum[j] += g * x[at];
           }
         }
         for (int j = 0; j < taps_of_thread; ++j) sums[t].total[j] += static_cast<double>(sum[j]);

@@ -47,11 +47,9 @@ class TileProduct {
       block.each([&](int t) {
         Sums& sum = sums[t];
         for (int k = 0; k < step; ++k) {
-          T a[each], b[each];
-          for (int i = 0; i < each; ++i) a[i] = left_[k * pitch + row(t, i)];
-          for (int j = 0; j < each; ++j) b[j] = right_[k * pitch + column(t, j)];
+          const Values a = values(left_, k, row(t, 0)), b = values(right_, k, column(t, 0));
           for (int i = 0; i < each; ++i)
-            for (int j = 0; j < each; ++j) sum.value[i][j] += a[i] * b[j];
+            for (int j = 0; j < each; ++j) sum.value[i][j] += a.value[i] * b.value[j];
         }
       });
     }
@@ -64,13 +62,21 @@ class TileProduct {
   }
 
  private:
-  static constexpr int pitch = size + 1;  // so that values of consecutive k are in different banks
-  static constexpr int threads_of_row = size / each;
-  static_assert(threads_of_row * threads_of_row == threads);
+  static constexpr int pitch = size + 4;  // values of a thread stay aligned, and those of consecutive k share few banks
+  static constexpr int across = size / each;
+  static_assert(across * across == threads);
 
+  /// Holds what a thread reads at once.
+  struct alignas(16) Values {
+    T value[each];
+  };
+  static_assert(pitch * sizeof(T) % alignof(Values) == 0);
+  LACONIC_DEVICE static const Values& values(const T* tile, int k, int first) {
+    return *reinterpret_cast<const Values*>(tile + k * pitch + first);
+  }
   // Neighbouring threads have neighbouring columns, so that they write neighbouring results.
-  LACONIC_DEVICE static int row(int t, int i) { return t / threads_of_row + threads_of_row * i; }
-  LACONIC_DEVICE static int column(int t, int j) { return t % threads_of_row + threads_of_row * j; }
+  LACONIC_DEVICE static int row(int t, int i) { return t / across * each + i; }
+  LACONIC_DEVICE static int column(int t, int j) { return t % across * each + j; }
 
   /// Writes the values of k in [begin, begin + step) to a tile (step, pitch), zeros from k = depth on.
   template <class Operand>
