@@ -26,7 +26,7 @@ LACONIC_DEVICE T sigmoid(T x) {
 template <class T>
 LACONIC_DEVICE T gelu_new_argument(T x, T& slope) {
   // Beyond these the sigmoid is 0 or 1 and the slope does not matter, but must not overflow.
-  const T factor(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi), cubic(0.044715);
+  const T factor = T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi), cubic = T(0.044715);
   const T limited = x > T(1e4) ? T(1e4) : x < T(-1e4) ? T(-1e4) : x, square = limited * limited;
   slope = factor * (T(3) * cubic * square + T(1));
   return factor * limited * (cubic * square + T(1));
