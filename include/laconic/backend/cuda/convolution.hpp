@@ -6,7 +6,6 @@
 #include <laconic/backend/cuda/kernels/convolution.hpp>
 #include <laconic/backend/cuda/kernels/depthwise.hpp>
 
-#include <cstddef>
 #include <optional>
 
 namespace laconic {
@@ -69,10 +68,11 @@ class CudaConvolution {
     if (T* gradient = cuda::gradient_of(weight)) {
       using Taps = cuda::DepthwiseBackwardTaps<T>;
       const Index tiles = Taps::tiles(channels, kernel);
-      add_parts("depthwise_conv_backward", cuda::RowSplit::of(x.rows(), Taps::chunk, tiles), tiles, weight.size(),
-                gradient, Taps::shared_bytes(), [&](const cuda::RowSplit& split, double* parts) {
-                  return Taps{rows, split, dy.data(), x.data(), parts, channels};
-                });
+      core_.add_row_sums("depthwise_conv_backward", cuda::RowSplit::of(x.rows(), Taps::chunk, tiles), tiles,
+                         weight.size(), gradient, Taps::shared_bytes(),
+                         [&](const cuda::RowSplit& split, double* parts) {
+                           return Taps{rows, split, dy.data(), x.data(), parts, channels};
+                         });
     }
     if (bias != nullptr) core_.add_column_sums(dy, *bias);
     if (!needs_dx) return {};
@@ -115,10 +115,10 @@ class CudaConvolution {
     if (T* gradient = cuda::gradient_of(weight)) {
       using Kernel = cuda::ConvolveBackwardWeight<T>;
       const Index tiles = Kernel::tiles(patches);
-      add_parts(name, cuda::RowSplit::of(patches.points, Kernel::chunk, tiles), tiles, weight.size(), gradient,
-                Kernel::shared_bytes(), [&](const cuda::RowSplit& split, double* parts) {
-                  return Kernel{patches, split, dy.data(), x.data(), parts};
-                });
+      core_.add_row_sums(name, cuda::RowSplit::of(patches.points, Kernel::chunk, tiles), tiles, weight.size(), gradient,
+                         Kernel::shared_bytes(), [&](const cuda::RowSplit& split, double* parts) {
+                           return Kernel{patches, split, dy.data(), x.data(), parts};
+                         });
     }
     if (T* gradient = bias == nullptr ? nullptr : cuda::gradient_of(*bias))
       core_.add_column_sums(patches.points, patches.out_channels, dy.data(), gradient);
@@ -134,17 +134,6 @@ class CudaConvolution {
                  const Parameter<T>* bias, Tensor& y) {
     const cuda::Depthwise<T> kernel{rows, x.data(), cuda::values_of(weight), cuda::values_of(bias), y.data(), y.cols()};
     launch(core_.stream(), name, kernel.grid(), kernel, kernel.shared_bytes());
-  }
-  /// Adds a sum over rows to a gradient of `size` elements. make(split, parts) returns the kernel, `tiles` blocks of
-  /// which write each part.
-  template <class Make>
-  void add_parts(const char* name, const cuda::RowSplit& split, Index tiles, Index size, T* gradient,
-                 std::size_t shared_bytes, const Make& make) {
-    const Buffer memory =
-        core_.device_arena().allocate(static_cast<std::size_t>(split.parts() * size) * sizeof(double));
-    auto* parts = static_cast<double*>(memory.data());
-    launch(core_.stream(), name, {tiles, split.parts()}, make(split, parts), shared_bytes);
-    for_each(core_.stream(), name, size, cuda::AddParts<T>{parts, gradient, split.parts(), size});
   }
 
   CudaCore<T>& core_;

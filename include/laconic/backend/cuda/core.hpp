@@ -3,6 +3,7 @@
 
 #include <laconic/backend/checks/elementwise.hpp>
 #include <laconic/backend/cuda/kernels/map.hpp>
+#include <laconic/backend/cuda/kernels/row_sums.hpp>
 #include <laconic/backend/cuda/tensor.hpp>
 #include <laconic/backend/cuda/weights.hpp>
 #include <laconic/backend/kept_tensors.hpp>
@@ -187,9 +188,23 @@ class CudaCore {
   }
   /// Adds the sums of the columns of dy (rows, cols) to `to` (cols).
   void add_column_sums(Index rows, Index cols, const T* dy, T* to) {
-    using Sums = cuda::ColumnSums<T>;
-    launch(*stream_, "column sums", {cuda::pieces(cols, cuda::warp_threads)}, Sums{dy, to, rows, cols},
-           Sums::threads * sizeof(double));
+    using Kernel = cuda::ColumnSums<T>;
+    const Index tiles = Kernel::tiles(cols);
+    add_row_sums("column sums", cuda::RowSplit::of(rows, Kernel::chunk, tiles), tiles, cols, to, Kernel::shared_bytes(),
+                 [&](const cuda::RowSplit& split, double* parts) {
+                   return Kernel{dy, parts, split, rows, cols};
+                 });
+  }
+  /// Adds sums over rows to `to` (size). make(split, parts) returns the kernel that writes the parts of these sums
+  /// (parts, size); `tiles` blocks of it, with that much shared memory, compute each part.
+  template <class Make>
+  void add_row_sums(const char* name, const cuda::RowSplit& split, Index tiles, Index size, T* to,
+                    std::size_t shared_bytes, const Make& make) {
+    const auto bytes = static_cast<std::size_t>(split.parts() * size) * sizeof(double);
+    const Buffer memory = device_arena_.allocate(bytes);
+    auto* parts = static_cast<double*>(memory.data());
+    launch(*stream_, name, {tiles, split.parts()}, make(split, parts), shared_bytes);
+    for_each(*stream_, name, size, cuda::AddParts<T>{parts, to, split.parts(), size});
   }
 
  private:

@@ -61,32 +61,6 @@ struct Itself {
   LACONIC_DEVICE double operator()(Index i) const { return x[i]; }
 };
 
-/// Adds the sum of each column of dy (rows, cols) to `to` (cols). The sum of a column is that of 8 interleaved parts,
-/// in double.
-template <class T>
-struct ColumnSums {
-  static constexpr int threads = 256, lanes = threads / warp_threads;
-  const T* dy;
-  T* to;
-  Index rows, cols;
-  LACONIC_DEVICE void operator()(Block& block) const {
-    double* part = block.template shared<double>(threads);
-    block.each([&](int t) {
-      const Index c = block.x() * warp_threads + t % warp_threads;
-      double sum = 0;
-      for (Index r = t / warp_threads; c < cols && r < rows; r += lanes) sum += static_cast<double>(dy[r * cols + c]);
-      part[t] = sum;
-    });
-    block.each([&](int t) {
-      const Index c = block.x() * warp_threads + t;
-      if (t >= warp_threads || c >= cols) return;
-      double sum = 0;
-      for (int lane = 0; lane < lanes; ++lane) sum += part[lane * warp_threads + t];
-      to[c] += static_cast<T>(sum);
-    });
-  }
-};
-
 /// Writes, for each row of x (rows, cols), the first column of its max, or -1 - c where c is the column of its first
 /// NaN.
 template <class T>

@@ -4,6 +4,7 @@
 #include <laconic/backend/cuda/block.hpp>
 
 #include <algorithm>
+#include <cstddef>
 
 // What kernels share that run over rows of sequences, and that sum over the rows of a batch.
 
@@ -25,8 +26,8 @@ LACONIC_DEVICE Index sequence_of(const Index* offsets, Index sequences, Index ro
   return low;
 }
 
-/// Splits a sum over rows into parts, each a range of chunks. Sums within a chunk are in T, those of chunks and of
-/// parts in double, each in its order.
+/// Splits a sum over rows into parts, each a range of chunks. Sums within a chunk are in T or double, those of chunks
+/// and of parts in double, each in its order.
 struct RowSplit {
   Index chunks;  ///< chunks of all rows
   Index each;    ///< chunks of a part, but for the last one
@@ -43,6 +44,43 @@ struct RowSplit {
   constexpr Index begin(Index part) const { return part * each; }
   /// Returns the chunk after the last one of a part.
   constexpr Index end(Index part) const { return (part + 1) * each < chunks ? (part + 1) * each : chunks; }
+};
+
+/// Writes parts of the sums of the columns of dy (rows, cols). A block sums 32 columns (along x) over the chunks of one
+/// part (along y): 8 interleaved sums of a column, then the sum of these, in double.
+template <class T>
+struct ColumnSums {
+  static constexpr int threads = 256, lanes = threads / warp_threads;
+  static constexpr Index chunk = 256;  ///< rows of a chunk
+  const T* dy;
+  double* parts;  ///< (parts, cols)
+  RowSplit split;
+  Index rows, cols;
+
+  /// Returns the blocks of one part.
+  static Index tiles(Index cols) { return pieces(cols, warp_threads); }
+  /// Returns the bytes of shared memory of a block.
+  static constexpr std::size_t shared_bytes() { return threads * sizeof(double); }
+
+  LACONIC_DEVICE void operator()(Block& block) const {
+    double* sums = block.template shared<double>(threads);
+    const Index first = split.begin(block.y()) * chunk, after = split.end(block.y()) * chunk,
+                end = after < rows ? after : rows;
+    block.each([&](int t) {
+      const Index c = block.x() * warp_threads + t % warp_threads;
+      double sum = 0;
+      for (Index r = first + t / warp_threads; c < cols && r < end; r += lanes)
+        sum += static_cast<double>(dy[r * cols + c]);
+      sums[t] = sum;
+    });
+    block.each([&](int t) {
+      const Index c = block.x() * warp_threads + t;
+      if (t >= warp_threads || c >= cols) return;
+      double sum = 0;
+      for (int lane = 0; lane < lanes; ++lane) sum += sums[lane * warp_threads + t];
+      parts[block.y() * cols + c] = sum;
+    });
+  }
 };
 
 /// Adds sum_p part[p * size + i], in double, to element i of `to` (size).
