@@ -1259,6 +1259,13 @@ struct AdamWStep {
   double weight_decay;    ///< decay of parameters that have two dimensions or more
   double gradient_scale;  ///< factor of all gradients, less than 1 if their norm is clipped
   std::int64_t number;    ///< number of this step, from 1
+
+  /// Returns the factor of the first moment in the update: it corrects that moments begin as zeros.
+  double rate() const { return learning_rate / (1 - std::pow(beta1, static_cast<double>(number))); }
+  /// Returns the factor of the root of the second moment, which corrects the same.
+  double root_scale() const { return 1 / std::sqrt(1 - std::pow(beta2, static_cast<double>(number))); }
+  /// Returns the part of the values of a parameter that decay leaves. Only those of two dimensions or more decay.
+  double kept(std::size_t dimensions) const { return dimensions > 1 ? 1 - learning_rate * weight_decay : 1; }
 };
 
 /// Refers to a parameter that a step changes and to its moments (rows, cols), which are empty before its first step.
@@ -1285,6 +1292,11 @@ struct TokenRows {
 struct CrossEntropyShape {
   double label_smoothing = 0;  ///< probability that is spread evenly over all classes (Szegedy et al. 2016, section 7)
   int ignored = -100;          ///< a target that is not predicted: its row has loss 0 and no derivative
+
+  /// Returns the probability of the target in addition to that of every class.
+  double on_target() const { return 1 - label_smoothing; }
+  /// Returns the probability of every one of these classes.
+  double on_all(Index classes) const { return label_smoothing / static_cast<double>(classes); }
 };
 
 /// Decides which elements survive dropout. Each random block gives eight decisions of 16 bits, so the probability is
@@ -10236,6 +10248,43 @@ LACONIC_COMPILE_CLASS(CpuLinear);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of losses, which all backends share. Each throws `Error` for sizes that do not fit and for
+// classes that there are not.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks the arguments of `ctc`.
+template <class Tensor>
+void ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
+  require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(), " label sequences given for ",
+          sequences.size(), " sequences of logits");
+  require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
+          " labels given, their sequences hold ", labels.sequences.rows());
+  require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
+          sequences.rows());
+  require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
+  for (const int token : labels.tokens)
+    require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
+            logits.cols() - 1, " except the blank ", blank);
+}
+/// Checks the arguments of `cross_entropy`.
+template <class Tensor>
+void cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape) {
+  require(static_cast<Index>(targets.size()) == logits.rows(), "cross_entropy: ", targets.size(), " targets given for ",
+          logits.rows(), " rows of logits");
+  require(shape.label_smoothing >= 0 && shape.label_smoothing < 1, "cross_entropy: label_smoothing ",
+          shape.label_smoothing, " given, expected from 0 to less than 1");
+  for (const int target : targets)
+    require(target == shape.ignored || (target >= 0 && target < logits.cols()), "cross_entropy: target ", target,
+            " given, expected 0 .. ", logits.cols() - 1, ", or ", shape.ignored, ", which is ignored");
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -10572,8 +10621,7 @@ class CpuLosses {
   }
   /// Returns the sum of the elementwise product of x and y, computed in double. Throws `Error` for different shapes.
   double dot(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "dot: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
-            y.cols(), ") given, equal shapes expected");
+    checks::equal_shapes("dot", x, y);
     return x.view().template cast<double>().cwiseProduct(y.view().template cast<double>()).sum();
   }
   /// Returns the sum of squares of all elements.
@@ -10590,16 +10638,7 @@ class CpuLosses {
   /// no class.
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
              Tensor* derivative = nullptr) {
-    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
-            " label sequences given for ", sequences.size(), " sequences of logits");
-    require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
-            " labels given, their sequences hold ", labels.sequences.rows());
-    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
-            sequences.rows());
-    require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
-    for (const int token : labels.tokens)
-      require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
-              logits.cols() - 1, " except the blank ", blank);
+    checks::ctc(logits, sequences, labels, blank);
     const Tensor log_probs = log_softmax(logits);
     Tensor losses = core_.make(sequences.size(), 1), own;
     Tensor& d = derivative == nullptr ? own : *derivative;
@@ -10634,16 +10673,9 @@ class CpuLosses {
   /// if `log_probs` is not null. Throws `Error` for a target that is no class and not ignored.
   Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape,
                        Tensor* log_probs = nullptr) {
-    require(static_cast<Index>(targets.size()) == logits.rows(), "cross_entropy: ", targets.size(),
-            " targets given for ", logits.rows(), " rows of logits");
-    require(shape.label_smoothing >= 0 && shape.label_smoothing < 1, "cross_entropy: label_smoothing ",
-            shape.label_smoothing, " given, expected from 0 to less than 1");
-    for (const int target : targets)
-      require(target == shape.ignored || (target >= 0 && target < logits.cols()), "cross_entropy: target ", target,
-              " given, expected 0 .. ", logits.cols() - 1, ", or ", shape.ignored, ", which is ignored");
+    checks::cross_entropy(logits, targets, shape);
     Tensor y = log_softmax(logits), losses = core_.make(logits.rows(), 1);
-    const T on_target = static_cast<T>(1 - shape.label_smoothing),
-            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(logits.cols()));
+    const T on_target = static_cast<T>(shape.on_target()), on_all = static_cast<T>(shape.on_all(logits.cols()));
     for (Index r = 0; r < logits.rows(); ++r) {
       const int target = targets[static_cast<std::size_t>(r)];
       T& loss = losses.row(r)[0];
@@ -10657,8 +10689,7 @@ class CpuLosses {
   Tensor cross_entropy_backward(const Tensor& dlosses, const Tensor& log_probs, std::span<const int> targets,
                                 const CrossEntropyShape& shape) {
     Tensor dx = core_.make(log_probs.rows(), log_probs.cols());
-    const T on_target = static_cast<T>(1 - shape.label_smoothing),
-            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(log_probs.cols()));
+    const T on_target = static_cast<T>(shape.on_target()), on_all = static_cast<T>(shape.on_all(log_probs.cols()));
     kernels::parallel_blocks(core_.threads(), dx.rows(), 16, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r) {
         const int target = targets[static_cast<std::size_t>(r)];
@@ -10702,6 +10733,42 @@ LACONIC_COMPILE_CLASS(CpuLosses);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of norms, which all backends share. Each throws `Error` for sizes that do not fit.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks the arguments of `layer_norm`.
+template <class Tensor, class T>
+void layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias) {
+  require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
+          " channels, weight and bias expect ", weight.size(), " and ", bias.size());
+}
+/// Checks the arguments of `rms_norm`.
+template <class Tensor, class T>
+void rms_norm(const Tensor& x, const Parameter<T>& weight) {
+  require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+}
+/// Checks the arguments of `batch_norm`.
+template <class Tensor, class T>
+void batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
+  for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
+    require(one->size() == x.cols(), "batch_norm: input has ", x.cols(), " channels, a parameter expects ",
+            one->size());
+}
+/// Checks the arguments of `sequence_norm`.
+template <class Tensor, class T>
+void sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Sequences& sequences) {
+  require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
+          "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ", weight.size(),
+          ")");
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -10716,8 +10783,7 @@ class CpuNorms {
   /// `moments` is not null.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                     Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
-            " channels, weight and bias expect ", weight.size(), " and ", bias.size());
+    checks::layer_norm(x, weight, bias);
     Tensor y = core_.make(x.rows(), x.cols());
     if (moments != nullptr) *moments = core_.make(x.rows(), 2);
     kernels::layer_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight),
@@ -10737,8 +10803,7 @@ class CpuNorms {
   /// Returns the root-mean-square norm of each row of x (rows, channels), and writes 1/rms of each row (rows, 1) if
   /// `inverses` is not null.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
-    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
-            weight.size());
+    checks::rms_norm(x, weight);
     Tensor y = core_.make(x.rows(), x.cols());
     if (inverses != nullptr) *inverses = core_.make(x.rows(), 1);
     kernels::rms_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight), static_cast<T>(eps),
@@ -10764,7 +10829,7 @@ class CpuNorms {
     const Index cols = x.cols();
     moments = core_.make(2, cols);
     if (x.rows() == 0) return core_.make(0, cols);
-    check_batch_norm(cols, p);
+    checks::batch_norm(x, p);
     kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // Each batch updates what the batches before it accumulated, so that several batches before a step give what as
@@ -10797,9 +10862,7 @@ class CpuNorms {
   /// channels) if `moments` is not null.
   Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                        const Sequences& sequences, Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
-            "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ",
-            weight.size(), ")");
+    checks::sequence_norm(x, weight, bias, sequences);
     Tensor y = core_.make(x.rows(), x.cols()), of = core_.make(2 * sequences.size(), x.cols()),
            scale_shift = core_.make(2, x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
@@ -10833,13 +10896,8 @@ class CpuNorms {
   explicit CpuNorms(CpuCore<T>& core) : core_(core) {}
 
  private:
-  static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
-    for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
-      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ",
-              one->size());
-  }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
-    check_batch_norm(x.cols(), p);
+    checks::batch_norm(x, p);
     Tensor y = core_.make(x.rows(), x.cols());
     Tensor scale_shift = core_.make(2, x.cols());
     kernels::batch_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(p.weight),
@@ -10966,6 +11024,31 @@ LACONIC_COMPILE_CLASS(CpuPositions);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of the updates of parameters, which all backends share. Each throws `Error` for sizes that do
+// not fit.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks that there are as many values as these parameters have elements.
+template <class T>
+void gradients(std::span<const Parameter<T>* const> parameters, std::size_t values) {
+  Index elements = 0;
+  for (const Parameter<T>* p : parameters) elements += p->size();
+  require(static_cast<Index>(values) == elements, "gradients: ", values, " values given, ", elements, " expected");
+}
+/// Checks the arguments of `copy_values`.
+template <class T>
+void copy_values(const Parameter<T>& from, const Parameter<T>& to) {
+  require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
+          to.rows(), ", ", to.cols(), ") expected");
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -10991,7 +11074,7 @@ class CpuTraining {
   /// Copies the gradients of these parameters, one after the other, to `values` and zeroes them. Throws `Error` unless
   /// there are as many values as elements.
   void take_gradients(std::span<const Parameter<T>* const> parameters, std::span<T> values) {
-    require_places(parameters, values.size());
+    checks::gradients(parameters, values.size());
     T* to = values.data();
     for (const Parameter<T>* p : parameters) {
       if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) {
@@ -11006,7 +11089,7 @@ class CpuTraining {
   /// Copies values to the gradients of these parameters, one after the other. Zeros make no gradient where there is
   /// none. Throws `Error` unless there are as many values as elements.
   void put_gradients(std::span<const Parameter<T>* const> parameters, std::span<const T> values) {
-    require_places(parameters, values.size());
+    checks::gradients(parameters, values.size());
     const T* from = values.data();
     for (const Parameter<T>* p : parameters) {
       if (kernels::existing_gradient_of(*p) != nullptr ||
@@ -11032,8 +11115,7 @@ class CpuTraining {
   }
   /// Copies the values of one parameter to another. Throws `Error` if their shapes differ.
   void copy_values(const Parameter<T>& from, Parameter<T>& to) {
-    require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
-            to.rows(), ", ", to.cols(), ") expected");
+    checks::copy_values(from, to);
     std::copy_n(kernels::values_of(from), from.size(), kernels::editable_values_of(to));
   }
 
@@ -11042,12 +11124,6 @@ class CpuTraining {
   explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
 
  private:
-  /// Throws `Error` unless there are as many values as these parameters have elements.
-  static void require_places(std::span<const Parameter<T>* const> parameters, std::size_t values) {
-    Index elements = 0;
-    for (const Parameter<T>* p : parameters) elements += p->size();
-    require(static_cast<Index>(values) == elements, "gradients: ", values, " values given, ", elements, " expected");
-  }
   /// Updates a parameter and its moments from its gradient, which are made zeros before the first step.
   void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
               const AdamWStep& step) {
@@ -11056,14 +11132,10 @@ class CpuTraining {
       first_moment = core_.zeros(p.rows(), p.cols());
       second_moment = core_.zeros(p.rows(), p.cols());
     }
-    const bool decays = p.shape().size() > 1;
-    const double correct1 = 1 - std::pow(step.beta1, static_cast<double>(step.number));
-    const double correct2 = 1 - std::pow(step.beta2, static_cast<double>(step.number));
     const B scale(static_cast<T>(step.gradient_scale)), b1(static_cast<T>(step.beta1)), b2(static_cast<T>(step.beta2));
     const B rest1(static_cast<T>(1 - step.beta1)), rest2(static_cast<T>(1 - step.beta2));
-    const B rate(static_cast<T>(step.learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
-    const B eps(static_cast<T>(step.eps)),
-        keep(static_cast<T>(decays ? 1 - step.learning_rate * step.weight_decay : 1));
+    const B rate(static_cast<T>(step.rate())), root(static_cast<T>(step.root_scale()));
+    const B eps(static_cast<T>(step.eps)), keep(static_cast<T>(step.kept(p.shape().size())));
     T *first = first_moment.data(), *second = second_moment.data();
     kernels::parallel_blocks(core_.threads(), p.size(), 16384, [&](Index begin, Index end) {
       const Index n = end - begin;

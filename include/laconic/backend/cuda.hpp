@@ -4,6 +4,9 @@
 #include <laconic/backend/cuda/convolution.hpp>
 #include <laconic/backend/cuda/core.hpp>
 #include <laconic/backend/cuda/elementwise.hpp>
+#include <laconic/backend/cuda/losses.hpp>
+#include <laconic/backend/cuda/norms.hpp>
+#include <laconic/backend/cuda/training.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -13,7 +16,12 @@ inline namespace LACONIC_ABI {
 /// thread. The concepts `Context`, `StreamingContext` and `TrainingContext` (backend/context.hpp) document what each
 /// primitive computes.
 template <class T = float>
-class Cuda : public CudaCore<T>, public CudaElementwise<T>, public CudaConvolution<T> {
+class Cuda : public CudaCore<T>,
+             public CudaNorms<T>,
+             public CudaElementwise<T>,
+             public CudaConvolution<T>,
+             public CudaLosses<T>,
+             public CudaTraining<T> {
  public:
   /// Names the type of the elements.
   using Scalar = T;
@@ -27,7 +35,13 @@ class Cuda : public CudaCore<T>, public CudaElementwise<T>, public CudaConvoluti
   static constexpr bool computes_on_host = false;
 
   /// Makes a context on the device of this number. Throws `Error` if there is none.
-  explicit Cuda(int device = 0) : CudaCore<T>(device), CudaElementwise<T>(core()), CudaConvolution<T>(core()) {}
+  explicit Cuda(int device = 0)
+      : CudaCore<T>(device),
+        CudaNorms<T>(core()),
+        CudaElementwise<T>(core()),
+        CudaConvolution<T>(core()),
+        CudaLosses<T>(core()),
+        CudaTraining<T>(core()) {}
 
  private:
   CudaCore<T>& core() { return *this; }

@@ -286,6 +286,13 @@ struct AdamWStep {
   double weight_decay;    ///< decay of parameters that have two dimensions or more
   double gradient_scale;  ///< factor of all gradients, less than 1 if their norm is clipped
   std::int64_t number;    ///< number of this step, from 1
+
+  /// Returns the factor of the first moment in the update: it corrects that moments begin as zeros.
+  double rate() const { return learning_rate / (1 - std::pow(beta1, static_cast<double>(number))); }
+  /// Returns the factor of the root of the second moment, which corrects the same.
+  double root_scale() const { return 1 / std::sqrt(1 - std::pow(beta2, static_cast<double>(number))); }
+  /// Returns the part of the values of a parameter that decay leaves. Only those of two dimensions or more decay.
+  double kept(std::size_t dimensions) const { return dimensions > 1 ? 1 - learning_rate * weight_decay : 1; }
 };
 
 /// Refers to a parameter that a step changes and to its moments (rows, cols), which are empty before its first step.
@@ -312,6 +319,11 @@ struct TokenRows {
 struct CrossEntropyShape {
   double label_smoothing = 0;  ///< probability that is spread evenly over all classes (Szegedy et al. 2016, section 7)
   int ignored = -100;          ///< a target that is not predicted: its row has loss 0 and no derivative
+
+  /// Returns the probability of the target in addition to that of every class.
+  double on_target() const { return 1 - label_smoothing; }
+  /// Returns the probability of every one of these classes.
+  double on_all(Index classes) const { return label_smoothing / static_cast<double>(classes); }
 };
 
 /// Decides which elements survive dropout. Each random block gives eight decisions of 16 bits, so the probability is

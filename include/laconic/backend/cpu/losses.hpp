@@ -1,6 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/elementwise.hpp>
+#include <laconic/backend/checks/losses.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/ctc.hpp>
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
@@ -35,8 +37,7 @@ class CpuLosses {
   }
   /// Returns the sum of the elementwise product of x and y, computed in double. Throws `Error` for different shapes.
   double dot(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "dot: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
-            y.cols(), ") given, equal shapes expected");
+    checks::equal_shapes("dot", x, y);
     return x.view().template cast<double>().cwiseProduct(y.view().template cast<double>()).sum();
   }
   /// Returns the sum of squares of all elements.
@@ -53,16 +54,7 @@ class CpuLosses {
   /// no class.
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
              Tensor* derivative = nullptr) {
-    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
-            " label sequences given for ", sequences.size(), " sequences of logits");
-    require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
-            " labels given, their sequences hold ", labels.sequences.rows());
-    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
-            sequences.rows());
-    require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
-    for (const int token : labels.tokens)
-      require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
-              logits.cols() - 1, " except the blank ", blank);
+    checks::ctc(logits, sequences, labels, blank);
     const Tensor log_probs = log_softmax(logits);
     Tensor losses = core_.make(sequences.size(), 1), own;
     Tensor& d = derivative == nullptr ? own : *derivative;
@@ -97,16 +89,9 @@ class CpuLosses {
   /// if `log_probs` is not null. Throws `Error` for a target that is no class and not ignored.
   Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape,
                        Tensor* log_probs = nullptr) {
-    require(static_cast<Index>(targets.size()) == logits.rows(), "cross_entropy: ", targets.size(),
-            " targets given for ", logits.rows(), " rows of logits");
-    require(shape.label_smoothing >= 0 && shape.label_smoothing < 1, "cross_entropy: label_smoothing ",
-            shape.label_smoothing, " given, expected from 0 to less than 1");
-    for (const int target : targets)
-      require(target == shape.ignored || (target >= 0 && target < logits.cols()), "cross_entropy: target ", target,
-              " given, expected 0 .. ", logits.cols() - 1, ", or ", shape.ignored, ", which is ignored");
+    checks::cross_entropy(logits, targets, shape);
     Tensor y = log_softmax(logits), losses = core_.make(logits.rows(), 1);
-    const T on_target = static_cast<T>(1 - shape.label_smoothing),
-            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(logits.cols()));
+    const T on_target = static_cast<T>(shape.on_target()), on_all = static_cast<T>(shape.on_all(logits.cols()));
     for (Index r = 0; r < logits.rows(); ++r) {
       const int target = targets[static_cast<std::size_t>(r)];
       T& loss = losses.row(r)[0];
@@ -120,8 +105,7 @@ class CpuLosses {
   Tensor cross_entropy_backward(const Tensor& dlosses, const Tensor& log_probs, std::span<const int> targets,
                                 const CrossEntropyShape& shape) {
     Tensor dx = core_.make(log_probs.rows(), log_probs.cols());
-    const T on_target = static_cast<T>(1 - shape.label_smoothing),
-            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(log_probs.cols()));
+    const T on_target = static_cast<T>(shape.on_target()), on_all = static_cast<T>(shape.on_all(log_probs.cols()));
     kernels::parallel_blocks(core_.threads(), dx.rows(), 16, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r) {
         const int target = targets[static_cast<std::size_t>(r)];

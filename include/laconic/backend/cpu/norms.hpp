@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/norms.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/norm.hpp>
 #include <laconic/backend/cpu/weights.hpp>
@@ -23,8 +24,7 @@ class CpuNorms {
   /// `moments` is not null.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                     Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
-            " channels, weight and bias expect ", weight.size(), " and ", bias.size());
+    checks::layer_norm(x, weight, bias);
     Tensor y = core_.make(x.rows(), x.cols());
     if (moments != nullptr) *moments = core_.make(x.rows(), 2);
     kernels::layer_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight),
@@ -44,8 +44,7 @@ class CpuNorms {
   /// Returns the root-mean-square norm of each row of x (rows, channels), and writes 1/rms of each row (rows, 1) if
   /// `inverses` is not null.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
-    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
-            weight.size());
+    checks::rms_norm(x, weight);
     Tensor y = core_.make(x.rows(), x.cols());
     if (inverses != nullptr) *inverses = core_.make(x.rows(), 1);
     kernels::rms_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight), static_cast<T>(eps),
@@ -71,7 +70,7 @@ class CpuNorms {
     const Index cols = x.cols();
     moments = core_.make(2, cols);
     if (x.rows() == 0) return core_.make(0, cols);
-    check_batch_norm(cols, p);
+    checks::batch_norm(x, p);
     kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // Each batch updates what the batches before it accumulated, so that several batches before a step give what as
@@ -104,9 +103,7 @@ class CpuNorms {
   /// channels) if `moments` is not null.
   Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                        const Sequences& sequences, Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
-            "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ",
-            weight.size(), ")");
+    checks::sequence_norm(x, weight, bias, sequences);
     Tensor y = core_.make(x.rows(), x.cols()), of = core_.make(2 * sequences.size(), x.cols()),
            scale_shift = core_.make(2, x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
@@ -140,13 +137,8 @@ class CpuNorms {
   explicit CpuNorms(CpuCore<T>& core) : core_(core) {}
 
  private:
-  static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
-    for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
-      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ",
-              one->size());
-  }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
-    check_batch_norm(x.cols(), p);
+    checks::batch_norm(x, p);
     Tensor y = core_.make(x.rows(), x.cols());
     Tensor scale_shift = core_.make(2, x.cols());
     kernels::batch_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(p.weight),

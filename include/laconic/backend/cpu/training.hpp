@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/training.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/shapes.hpp>
 #include <laconic/core/compiled.hpp>
@@ -34,7 +35,7 @@ class CpuTraining {
   /// Copies the gradients of these parameters, one after the other, to `values` and zeroes them. Throws `Error` unless
   /// there are as many values as elements.
   void take_gradients(std::span<const Parameter<T>* const> parameters, std::span<T> values) {
-    require_places(parameters, values.size());
+    checks::gradients(parameters, values.size());
     T* to = values.data();
     for (const Parameter<T>* p : parameters) {
       if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) {
@@ -49,7 +50,7 @@ class CpuTraining {
   /// Copies values to the gradients of these parameters, one after the other. Zeros make no gradient where there is
   /// none. Throws `Error` unless there are as many values as elements.
   void put_gradients(std::span<const Parameter<T>* const> parameters, std::span<const T> values) {
-    require_places(parameters, values.size());
+    checks::gradients(parameters, values.size());
     const T* from = values.data();
     for (const Parameter<T>* p : parameters) {
       if (kernels::existing_gradient_of(*p) != nullptr ||
@@ -75,8 +76,7 @@ class CpuTraining {
   }
   /// Copies the values of one parameter to another. Throws `Error` if their shapes differ.
   void copy_values(const Parameter<T>& from, Parameter<T>& to) {
-    require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
-            to.rows(), ", ", to.cols(), ") expected");
+    checks::copy_values(from, to);
     std::copy_n(kernels::values_of(from), from.size(), kernels::editable_values_of(to));
   }
 
@@ -85,12 +85,6 @@ class CpuTraining {
   explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
 
  private:
-  /// Throws `Error` unless there are as many values as these parameters have elements.
-  static void require_places(std::span<const Parameter<T>* const> parameters, std::size_t values) {
-    Index elements = 0;
-    for (const Parameter<T>* p : parameters) elements += p->size();
-    require(static_cast<Index>(values) == elements, "gradients: ", values, " values given, ", elements, " expected");
-  }
   /// Updates a parameter and its moments from its gradient, which are made zeros before the first step.
   void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
               const AdamWStep& step) {
@@ -99,14 +93,10 @@ class CpuTraining {
       first_moment = core_.zeros(p.rows(), p.cols());
       second_moment = core_.zeros(p.rows(), p.cols());
     }
-    const bool decays = p.shape().size() > 1;
-    const double correct1 = 1 - std::pow(step.beta1, static_cast<double>(step.number));
-    const double correct2 = 1 - std::pow(step.beta2, static_cast<double>(step.number));
     const B scale(static_cast<T>(step.gradient_scale)), b1(static_cast<T>(step.beta1)), b2(static_cast<T>(step.beta2));
     const B rest1(static_cast<T>(1 - step.beta1)), rest2(static_cast<T>(1 - step.beta2));
-    const B rate(static_cast<T>(step.learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
-    const B eps(static_cast<T>(step.eps)),
-        keep(static_cast<T>(decays ? 1 - step.learning_rate * step.weight_decay : 1));
+    const B rate(static_cast<T>(step.rate())), root(static_cast<T>(step.root_scale()));
+    const B eps(static_cast<T>(step.eps)), keep(static_cast<T>(step.kept(p.shape().size())));
     T *first = first_moment.data(), *second = second_moment.data();
     kernels::parallel_blocks(core_.threads(), p.size(), 16384, [&](Index begin, Index end) {
       const Index n = end - begin;

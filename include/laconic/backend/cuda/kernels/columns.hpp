@@ -1,0 +1,148 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cuda/block.hpp>
+
+// Sums of columns over time, in double. The rows of a sequence are cut into chunks from its first row on; a block sums
+// 32 columns of a chunk, and a second kernel joins the chunks of each sequence. So the order of a sum depends on the
+// length of its sequence only, and a long sequence keeps many blocks busy.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace cuda {
+
+/// Returns the last of the numbers [0, count) for which first(number), which ascends, is at most `value`; 0 if none is.
+template <class F>
+LACONIC_DEVICE Index last_at_most(Index count, Index value, F first) {
+  Index low = 0, high = count;
+  while (high - low > 1) {
+    const Index middle = low + (high - low) / 2;
+    (first(middle) <= value ? low : high) = middle;
+  }
+  return low;
+}
+
+/// Says which rows belong together: those of each sequence, or all.
+struct RowGroups {
+  /// Holds some rows of a group, [begin, end).
+  struct Part {
+    Index group, begin, end;
+  };
+
+  static constexpr Index chunk = 128;  ///< rows of a chunk
+  const Index* offsets;                ///< first row of each group and one past the last, on the device; null: 0, rows
+  Index size;                          ///< groups
+  Index rows;                          ///< rows of all groups
+
+  /// Returns a number of chunks that is enough for all groups. Some may be empty.
+  constexpr Index chunks() const { return rows / chunk + size; }
+  /// Returns the first row of a group.
+  LACONIC_DEVICE Index begin(Index n) const { return offsets == nullptr ? n * rows : offsets[n]; }
+  /// Returns the number of rows of a group.
+  LACONIC_DEVICE Index length(Index n) const { return begin(n + 1) - begin(n); }
+  /// Returns the number of the first chunk of a group.
+  LACONIC_DEVICE Index first_chunk(Index n) const { return begin(n) / chunk + n; }
+  /// Returns the rows of a chunk.
+  LACONIC_DEVICE Part rows_of(Index number) const {
+    const Index n = last_at_most(size, number, [&](Index i) { return first_chunk(i); });
+    const Index first = begin(n) + (number - first_chunk(n)) * chunk, end = begin(n + 1);
+    return {n, first, first + chunk < end ? first + chunk : end};
+  }
+};
+
+/// Calls f(group, column, row, end, step) for each chunk of rows, columns, and rows modulo 8: f takes the rows row,
+/// row + step ... below end of one column. Blocks are (chunks, 32 columns).
+template <class F>
+struct EachColumn {
+  static constexpr int threads = 256, lanes = threads / warp_threads;
+  F f;
+  RowGroups groups;
+  Index cols;
+  LACONIC_DEVICE void operator()(Block& block) const {
+    const RowGroups::Part part = groups.rows_of(block.x());
+    block.each([&](int t) {
+      const Index c = block.y() * warp_threads + t % warp_threads;
+      if (c < cols) f(part.group, c, part.begin + t / warp_threads, part.end, Index(lanes));
+    });
+  }
+};
+/// Runs `EachColumn`.
+template <class F>
+void each_column(const Stream& stream, const char* name, const RowGroups& groups, Index cols, const F& f) {
+  launch(stream, name, {groups.chunks(), pieces(cols, warp_threads)}, EachColumn<F>{f, groups, cols});
+}
+
+/// Computes F::sums sums of each column over the rows f.rows_of(x) of each block (x, 32 columns): f.add adds the terms
+/// of every eighth row to the sums, f.write takes the sums of all.
+template <class F>
+struct SumColumns {
+  static constexpr int threads = 256, lanes = threads / warp_threads;
+  static constexpr std::size_t shared_bytes = F::sums * threads * sizeof(double);
+  F f;
+  Index cols;
+  LACONIC_DEVICE void operator()(Block& block) const {
+    double* parts = block.template shared<double>(F::sums * threads);
+    const RowGroups::Part part = f.rows_of(block.x());
+    block.each([&](int t) {
+      const Index c = block.y() * warp_threads + t % warp_threads;
+      double sum[F::sums] = {};
+      if (c < cols) f.add(part.group, c, part.begin + t / warp_threads, part.end, Index(lanes), sum);
+      for (int k = 0; k < F::sums; ++k) parts[k * threads + t] = sum[k];
+    });
+    block.each([&](int t) {
+      const Index c = block.y() * warp_threads + t;
+      if (t >= warp_threads || c >= cols) return;
+      double sum[F::sums] = {};
+      for (int k = 0; k < F::sums; ++k)
+        for (int lane = 0; lane < lanes; ++lane) sum[k] += parts[k * threads + lane * warp_threads + t];
+      f.write(block.x(), c, sum);
+    });
+  }
+};
+
+/// Sums the terms of each chunk: term(group, column, row, end, step, sums) adds to F::sums sums. Writes parts (chunks,
+/// F::sums, cols).
+template <class F>
+struct ChunkSums {
+  static constexpr int sums = F::sums;
+  F term;
+  RowGroups groups;
+  double* parts;
+  Index cols;
+  LACONIC_DEVICE RowGroups::Part rows_of(Index x) const { return groups.rows_of(x); }
+  LACONIC_DEVICE void add(Index n, Index c, Index row, Index end, Index step, double* sum) const {
+    term(n, c, row, end, step, sum);
+  }
+  LACONIC_DEVICE void write(Index x, Index c, const double* sum) const {
+    for (int k = 0; k < sums; ++k) parts[(x * sums + k) * cols + c] = sum[k];
+  }
+};
+
+/// Adds up the parts (chunks, sums, cols) of each group. Writes to[k] (groups, cols), the rows of which are `stride`
+/// elements apart: sum k, or its mean over the rows of the group.
+template <class T, int Sums>
+struct JoinChunks {
+  static constexpr int sums = Sums;
+  const double* parts;
+  RowGroups groups;
+  T* to[Sums];
+  Index cols, stride;
+  bool mean;
+  LACONIC_DEVICE RowGroups::Part rows_of(Index x) const {
+    const Index first = groups.first_chunk(x);
+    return {x, first, first + pieces(groups.length(x), RowGroups::chunk)};
+  }
+  LACONIC_DEVICE void add(Index, Index c, Index row, Index end, Index step, double* sum) const {
+    for (; row < end; row += step)
+      for (int k = 0; k < sums; ++k) sum[k] += parts[(row * sums + k) * cols + c];
+  }
+  LACONIC_DEVICE void write(Index x, Index c, const double* sum) const {
+    const Index length = groups.length(x);
+    const double count = mean && length > 0 ? static_cast<double>(length) : 1;
+    for (int k = 0; k < sums; ++k) to[k][x * stride + c] = static_cast<T>(sum[k] / count);
+  }
+};
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic
