@@ -701,7 +701,7 @@ struct ArenaState {
       peak = 0;                         ///< max bytes in use at any time
   bool orphaned = false;                ///< the arena is gone, blocks in use are not
   bool settled = false;                 ///< a request may take a block of a larger class
-  MemorySource source{};                ///< where the memory of blocks comes from
+  MemorySource source{};                ///< takes and frees the memory of blocks
 };
 
 /// Describes a block. On the host it precedes the memory; memory of a device is apart from it.
