@@ -1,0 +1,197 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// Times the kernels of the CUDA backend, an encoder and a training step on this machine's GPU, next to what bounds them.
+// Built where -DLACONIC_CUDA=ON was given; scripts/gpu-check builds and runs it.
+//
+//   build/cuda/bench/cuda --benchmark_counters_tabular=true [--benchmark_filter=attend]
+//   build/cuda/bench/cuda --benchmark_out=cuda.json
+//
+// Two roofs are measured first and printed: copying 512 MiB within the device, counted as read and written, and a
+// product of 4096 x 4096 x 4096 in float by laconic's own kernel, which is what its other products can reach. Time is
+// that of 10 calls in a row, from the first launch until the last has ended, so that launches overlap as in a model.
+// "of_copy" is the percentage of the copy's bandwidth at which the operands and results of a call, counted once, went
+// through memory.
+#include <laconic/backend/cuda.hpp>
+#include <laconic/laconic.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace laconic;
+using Gpu = Cuda<float>;
+using Tensor = Gpu::Tensor;
+
+Matrix<float> noise(Index rows, Index cols) { return Matrix<float>::Random(rows, cols); }
+double megabytes(std::initializer_list<Index> floats) {
+  double sum = 0;
+  for (const Index n : floats) sum += 4e-6 * static_cast<double>(n);
+  return sum;
+}
+
+/// Returns the seconds of a call, of ten in a row.
+double seconds_of(Gpu& gpu, const std::function<void()>& call) {
+  constexpr int calls = 10;
+  gpu.stream().wait();
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < calls; ++i) call();
+  gpu.stream().wait();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / calls;
+}
+
+/// Holds the measured bandwidth of a copy, in MB/s.
+double copy_roof = 0;
+
+/// Registers a benchmark. setup(gpu) returns the call, which owns its operands.
+void add(const std::string& name, double flop, double mega, std::function<std::function<void()>(Gpu&)> setup) {
+  const auto run = [=](benchmark::State& state) {
+    Gpu gpu;
+    const auto call = setup(gpu);
+    call();  // warm
+    double seconds = 0;
+    for (auto _ : state) {
+      const double one = seconds_of(gpu, call);
+      state.SetIterationTime(one);
+      seconds += one;
+    }
+    seconds /= static_cast<double>(state.iterations());
+    if (flop > 0) state.counters["TFLOP/s"] = 1e-12 * flop / seconds;
+    if (mega > 0) state.counters["of_copy"] = 100 * mega / seconds / copy_roof;
+    state.counters["MB"] = 1e-6 * static_cast<double>(gpu.device_arena().peak_bytes());
+  };
+  benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMicrosecond);
+}
+
+template <class Layer>
+std::shared_ptr<Layer> on(Gpu& gpu, Layer layer) {
+  gpu.prepare(layer);
+  return std::make_shared<Layer>(std::move(layer));
+}
+
+void add_products() {
+  for (const auto& [in, out] : {std::pair<Index, Index>{256, 1024}, {1024, 4096}})
+    for (const Index rows : {1, 32, 1000, 16000})
+      add(text("linear/", in, 'x', out, "/rows:", rows), 2e0 * static_cast<double>(rows * in * out),
+          megabytes({rows * in, in * out, rows * out}), [=, in = in, out = out](Gpu& gpu) {
+            return [&gpu, x = gpu.input(noise(rows, in)), layer = on(gpu, Linear<float>(in, out, Seed(1)))] {
+              (*layer)(gpu, x);
+            };
+          });
+}
+
+void add_attention() {
+  constexpr Index heads = 16, width = 64, channels = heads * width;
+  for (const bool positions : {false, true})
+    for (const Index rows : {250, 3000}) {
+      const double products = positions ? 6 : 4;
+      add(text("attend/", positions ? "relative" : "none", "/rows:", rows),
+          products * static_cast<double>(rows * rows * channels), megabytes({4 * rows * channels}), [=](Gpu& gpu) {
+            const auto x = [&] { return gpu.input(noise(rows, channels)); };
+            RelativeTerm<Tensor, float> term;
+            if (positions) term.table = gpu.input(noise(2 * rows - 1, channels));
+            return [&gpu, q = x(), k = x(), v = x(), term, of = Sequences{rows}] {
+              gpu.attend(q, k, v, {heads, heads, 0.125}, of, of, term);
+            };
+          });
+    }
+  // One query a stream, over a latent that all heads share.
+  for (const Index latent : {64, 256, 576})
+    for (const Index streams : {1, 32}) {
+      constexpr Index cached = 4096;
+      add(text("decode/latent:", latent, "/streams:", streams),
+          4e0 * static_cast<double>(streams * cached * heads * latent), megabytes({streams * cached * latent}),
+          [=](Gpu& gpu) {
+            auto cache = std::make_shared<Gpu::Cache>(gpu.make_cache(streams, cached, latent, Storage::full));
+            auto slots = std::make_shared<std::vector<Index>>();
+            for (Index n = 0; n < streams; ++n) slots->push_back(n);
+            const Sequences whole(std::vector<Index>(static_cast<std::size_t>(streams), cached)),
+                one(std::vector<Index>(static_cast<std::size_t>(streams), 1));
+            gpu.append(*cache, *slots, gpu.input(noise(streams * cached, latent)), whole);
+            return [&gpu, cache, slots, one, q = gpu.input(noise(streams, heads * latent)),
+                    now = gpu.input(noise(streams, latent))] {
+              const auto keys = gpu.with_cached(*cache, *slots, now, one);
+              gpu.attend(q, keys, keys, {heads, 1, 0.125}, one, gpu.cached_lengths(keys, one));
+            };
+          });
+    }
+}
+
+void add_others() {
+  constexpr Index rows = 16000, channels = 512;
+  add("layer_norm", 0, megabytes({2 * rows * channels}), [](Gpu& gpu) {
+    return [&gpu, x = gpu.input(noise(rows, channels)), norm = on(gpu, LayerNorm<float>(channels))] { (*norm)(gpu, x); };
+  });
+  add("glu", 0, megabytes({3 * rows * channels}),
+      [](Gpu& gpu) { return [&gpu, x = gpu.input(noise(rows, 2 * channels))] { gpu.glu(x); }; });
+  add("log_softmax", 0, megabytes({2 * rows * channels}),
+      [](Gpu& gpu) { return [&gpu, x = gpu.input(noise(rows, channels))] { gpu.log_softmax(x); }; });
+}
+
+/// An encoder of 12 layers of 256 and a training step of it, over 32 utterances of 10 s.
+void add_models() {
+  const EncoderConfig config{.d_model = 256, .num_layers = 12, .vocab_size = 29, .num_heads = 4};
+  constexpr Index utterances = 32, frames = 998, labels_each = 60;
+  const auto lengths = [](Index each) {
+    return Sequences(std::vector<Index>(static_cast<std::size_t>(utterances), each));
+  };
+  add("encoder/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
+    return [&gpu, x = noise(utterances * frames, 80), of = lengths(frames),
+            model = on(gpu, Conformer<Mha<dyn>>(config, Seed(1)))] { (*model)(gpu, gpu.input(x), of); };
+  });
+  add("train_step/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
+    auto model = std::make_shared<Conformer<Mha<dyn>>>(config, Seed(1));
+    gpu.prepare_training(*model);
+    auto optimizer = std::make_shared<AdamW<Gpu>>(gpu, AdamWConfig{.weight_decay = 0.01, .clip_norm = 0});
+    auto labels = std::make_shared<Labels>();
+    labels->sequences = lengths(labels_each);
+    for (Index i = 0; i < labels->sequences.rows(); ++i) labels->tokens.push_back(1 + static_cast<int>(i % 28));
+    return [&gpu, model, optimizer, labels, x = noise(utterances * frames, 80), of = lengths(frames)] {
+      Autodiff tape(gpu, Seed(static_cast<std::uint64_t>(optimizer->steps())));
+      tape.backward(ctc_loss(tape, (*model)(tape, x, of), *labels));
+      optimizer->step(*model, 1e-4);
+    };
+  });
+}
+
+void measure_roofs() {
+  Gpu gpu;
+  constexpr Index side = 4096, megs = 512;
+  const Tensor from = gpu.fill(megs, 1 << 18, 1);
+  Tensor to = gpu.make(megs, 1 << 18);
+  const auto copy = [&] { gpu.copy_rows(from, 0, megs, to, 0); };
+  copy();
+  copy_roof = 2 * megabytes({from.size()}) / seconds_of(gpu, copy);
+  Linear<float> layer(side, side, Seed(1));
+  gpu.prepare(layer);
+  const Tensor x = gpu.input(noise(side, side));
+  const auto product = [&] { layer(gpu, x); };
+  product();
+  const double flop = 2e0 * static_cast<double>(side) * side * side / seconds_of(gpu, product);
+  std::printf("copy %.0f GB/s, product %.1f TFLOP/s\n", 1e-3 * copy_roof, 1e-12 * flop);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  try {
+    measure_roofs();
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  add_products();
+  add_attention();
+  add_others();
+  add_models();
+  benchmark::RunSpecifiedBenchmarks();
+}
