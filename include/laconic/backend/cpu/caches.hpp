@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/caches.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/row_cache.hpp>
 #include <laconic/core/compiled.hpp>
@@ -29,18 +30,18 @@ class CpuCaches {
   }
   /// Empties a slot.
   void clear(Cache& cache, Index slot) {
-    check_slots(cache, {&slot, 1});
+    checks::slots(cache, {&slot, 1});
     cache.clear(slot);
   }
   /// Fills a slot with rows of zeros.
   void fill_zeros(Cache& cache, Index slot) {
-    check_slots(cache, {&slot, 1});
+    checks::slots(cache, {&slot, 1});
     cache.fill_zeros(slot);
   }
   /// Copies slot `from` to slot `to`.
   void fork(Cache& cache, Index from, Index to) {
-    check_slots(cache, {&from, 1});
-    check_slots(cache, {&to, 1});
+    checks::slots(cache, {&from, 1});
+    checks::slots(cache, {&to, 1});
     cache.fork(from, to);
   }
 
@@ -48,7 +49,7 @@ class CpuCaches {
   /// for shapes or slots that do not fit.
   CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
                          const Sequences& sequences) {
-    check_rows(cache, slots, x, sequences);
+    checks::cached_rows(cache, slots, x, sequences);
     return {x, &cache, slots};
   }
   /// Returns the sequences of a view, which count cached and new rows.
@@ -70,7 +71,7 @@ class CpuCaches {
   }
   /// Appends the rows of sequence n to slots[n]; the oldest rows beyond the capacity are dropped.
   void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    check_rows(cache, slots, x, sequences);
+    checks::cached_rows(cache, slots, x, sequences);
     kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int) {
       cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
     });
@@ -91,7 +92,7 @@ class CpuCaches {
   /// Calls change(rows) with the one row that each slot holds (slots, width), and stores the changed rows.
   template <class Change>
   void update(Cache& cache, std::span<const Index> slots, Change&& change) {
-    check_slots(cache, slots);
+    checks::slots(cache, slots);
     Tensor rows = core_.make(static_cast<Index>(slots.size()), cache.width());
     for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
     change(rows);
@@ -103,19 +104,6 @@ class CpuCaches {
   explicit CpuCaches(CpuCore<T>& core) : core_(core) {}
 
  private:
-  static void check_rows(const Cache& cache, std::span<const Index> slots, const Tensor& x,
-                         const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
-                x.rows() == sequences.rows(),
-            "cache: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
-            ", ", cache.width(), ") in ", slots.size(), " expected");
-    check_slots(cache, slots);
-  }
-  static void check_slots(const Cache& cache, std::span<const Index> slots) {
-    for (const Index slot : slots)
-      require(slot >= 0 && slot < cache.slots(), "cache: slot ", slot, " given, 0 to ", cache.slots() - 1, " expected");
-  }
-
   CpuCore<T>& core_;
 };
 

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/linear.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/heads.hpp>
 #include <laconic/backend/cpu/kernels/packed_gemm.hpp>
@@ -26,9 +27,7 @@ class CpuLinear {
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                 std::optional<Activation> activation = {}) {
     const Index out = weight.rows(), in = weight.cols();
-    require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
-    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
-            " given for ", out, " channels");
+    checks::linear(x, weight, bias);
     Tensor y = core_.make(x.rows(), out);
     const T* start = bias == nullptr ? nullptr : kernels::values_of(*bias);
     const CpuWeight<T>* packed = kernels::packed_form_of(weight);
@@ -46,8 +45,7 @@ class CpuLinear {
   }
   /// Returns row ids[r] of a weight (vocabulary, channels) in row r. Throws `Error` for an id that it has no row of.
   Tensor embed(std::span<const int> ids, const Parameter<T>& weight) {
-    for (const int id : ids)
-      require(id >= 0 && id < weight.rows(), "embed: id ", id, " given, 0 to ", weight.rows() - 1, " expected");
+    checks::embed(ids, weight);
     Tensor y = core_.make(static_cast<Index>(ids.size()), weight.cols());
     kernels::gather_rows(core_.threads(), weight, ids, y.data());
     return y;
@@ -83,9 +81,7 @@ class CpuLinear {
   /// Returns y_h = x_h W_h^T + b_h for every head h, or x_h W_h if transposed. Throws `Error` for shapes that do not
   /// fit.
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
-    const auto [out, in] = head_sizes(x, weight, shape);
-    require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.rows(), " expected");
+    const auto [out, in] = checks::head_linear(x, weight, bias, shape);
     Tensor y = core_.make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
     kernels::head_linear(core_.threads(), core_.arena(), shape, x.rows(), out, in, x.data(), kernels::values_of(weight),
                          bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
@@ -94,7 +90,7 @@ class CpuLinear {
   /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                               HeadShape shape, bool needs_dx) {
-    const auto [out, in] = head_sizes(x, weight, shape);
+    const auto [out, in] = checks::head_sizes(x, weight, shape);
     kernels::head_linear_backward_weight(core_.threads(), core_.arena(), shape, x.rows(), out, in, dy.data(), x.data(),
                                          kernels::gradient_of(weight),
                                          bias == nullptr ? nullptr : kernels::gradient_of(*bias));
@@ -111,19 +107,6 @@ class CpuLinear {
   explicit CpuLinear(CpuCore<T>& core) : core_(core) {}
 
  private:
-  struct HeadSizes {
-    Index out, in;
-  };
-  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
-    const HeadSizes sizes{shape.num_blocks > 0 ? weight.rows() / shape.num_blocks : 0, weight.cols()};
-    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
-                weight.rows() == shape.num_blocks * sizes.out &&
-                x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.rows(), ", ", weight.cols(),
-            ") given, which ", shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
-    return sizes;
-  }
-
   CpuCore<T>& core_;
 };
 

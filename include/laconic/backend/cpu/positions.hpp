@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/positions.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/positions.hpp>
 #include <laconic/core/compiled.hpp>
@@ -29,11 +30,7 @@ class CpuPositions {
   /// sizes that do not fit.
   Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs,
                       const RotaryRates& how = {}) {
-    require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
-    require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
-            " pairs given, none or half of the width ", width, " expected");
-    require(rate_width >= width, "rotary_table: rates of width ", rate_width, " given, at least ", width, " expected");
-    how.checked();
+    checks::rotary_table(width, rate_width, pairs, how);
     const Buffer rates = room(width);
     for (Index i = 0; 2 * i < width; ++i) rates_of(rates)[i] = how.rate(pairs.size() > 0 ? pairs[i] : i, rate_width);
     Tensor out = core_.make(at.sequences.rows(), width);

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/linear.hpp>
 #include <laconic/backend/cpu/kernels/convolution.hpp>
 #include <laconic/backend/cpu/kernels/packed_gemm.hpp>
 #include <laconic/backend/cpu/kernels/winograd_conv2d.hpp>
@@ -12,7 +13,6 @@
 #include <cstddef>
 #include <memory>
 #include <span>
-#include <type_traits>
 #include <utility>
 
 // The forms in which the CPU holds a weight: how each is made, found by the kernels, and read back.
@@ -169,8 +169,7 @@ class WeightMemory {
 /// read it. Allocates. Throws `Error` if a parameter is to be rounded and not of float.
 template <class T>
 void prepare_weight(WeightMemory& memory, int threads, Storage storage, Parameter<T>& p) {
-  require(storage == Storage::full || std::is_same_v<T, float>, "prepare: ", to_name(storage),
-          " given for a model that is not of float");
+  checks::prepare<T>(storage);
   if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
     return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
   const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
