@@ -39,8 +39,11 @@
 
 #if defined(__CUDACC__)
 #define LACONIC_DEVICE __device__ __forceinline__
+/// Unrolls the loop after it, so that the elements of an array that it numbers can be registers.
+#define LACONIC_UNROLL_DEVICE _Pragma("unroll")
 #else
 #define LACONIC_DEVICE inline
+#define LACONIC_UNROLL_DEVICE
 #endif
 
 namespace laconic {

@@ -114,19 +114,19 @@ class CudaCore {
   template <class Model>
   void prepare(Model& model, Storage storage = Storage::full) {
     require_on_host(model, "prepare");
-    model.parameters([&](std::string_view, Parameter<T>& p) { cuda::make_resident(stream_, p, false, storage); });
+    model.parameters([&](std::string_view, Parameter<T>& p) { make_resident(p, false, storage); });
   }
   /// Moves the parameters of a model to the device with their gradients. Allocates. Throws `Error` if some are resident
   /// already.
   template <class Model>
   void prepare_training(Model& model) {
     require_on_host(model, "prepare_training");
-    model.parameters([&](std::string_view, Parameter<T>& p) { cuda::make_resident(stream_, p, true, Storage::full); });
+    model.parameters([&](std::string_view, Parameter<T>& p) { make_resident(p, true, Storage::full); });
   }
   /// Moves the parameters of a model back to the host. Allocates.
   template <class Model>
   void fetch(Model& model) {
-    model.parameters([](std::string_view, Parameter<T>& p) { cuda::fetch_weight(p); });
+    model.parameters([&](std::string_view, Parameter<T>& p) { fetch_weight(p); });
   }
 
   /// Returns whether what is derived from a weight may be kept from call to call, which holds if the weight cannot
@@ -219,6 +219,11 @@ class CudaCore {
     Sequences sequences{};
     Uploaded<Index> memory{};
   };
+  // No templates: laconic::cuda has the kernels that they run.
+  void make_resident(Parameter<T>& p, bool trains, Storage storage) {
+    cuda::make_resident(stream_, p, trains, storage);
+  }
+  void fetch_weight(Parameter<T>& p) { cuda::fetch_weight(p); }
   static std::size_t bytes_of(const Tensor& x) { return static_cast<std::size_t>(x.size()) * sizeof(T); }
 
   std::shared_ptr<const cuda::Stream> stream_;

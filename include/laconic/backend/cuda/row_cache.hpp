@@ -45,7 +45,7 @@ struct CachedRowsView {
   const T* rows;            ///< the new rows of all sequences, (rows, width)
   Index width;              ///< values of a row
   const Index* offsets;     ///< without a cache: the first row of each sequence
-  const CachedRing* rings;  ///< where the rows of each sequence are; null: there is no cache
+  const CachedRing* rings;  ///< places of the rows of each sequence; null: there is no cache
   StoredRows<T> stored;     ///< the rows of the cache
   Index capacity;           ///< rows of a slot of the cache
   /// Returns how many rows of the cache sequence n has.

@@ -1,14 +1,17 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/linear.hpp>
 #include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/kernels/stored_rows.hpp>
 #include <laconic/core/parameter.hpp>
 
+#include <cstddef>
 #include <memory>
-#include <type_traits>
 #include <utility>
 
-// The form in which a GPU holds a weight: row-major, as on the host.
+// The form in which a GPU holds a weight: row-major, as on the host. A rounded weight of a linear layer has 2 bytes or
+// 1 for each value.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -26,6 +29,9 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
         gradient(std::move(gradient_values)),
         storage_(storage),
         trains_(trains) {}
+  /// Holds a rounded matrix (rows, cols), which cannot change, as `cuda::StoredRows` lays it out.
+  CudaWeight(std::shared_ptr<const cuda::Stream> on, cuda::DeviceArray<std::byte> bytes, Storage storage)
+      : ResidentWeight(&tag), stream(std::move(on)), rounded(std::move(bytes)), storage_(storage) {}
 
   /// Returns the GPU's form of a resident parameter. Throws `Error` if another backend holds it, or this one with
   /// another scalar type.
@@ -49,7 +55,8 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
   }
 
   const std::shared_ptr<const cuda::Stream> stream;  ///< orders what changes the values
-  cuda::DeviceArray<T> value{};                      ///< the values, on the device
+  const cuda::DeviceArray<std::byte> rounded{};      ///< the rounded values of a matrix; otherwise empty
+  cuda::DeviceArray<T> value{};                      ///< the values, on the device, if they are not in `rounded`
   cuda::DeviceArray<T> gradient{};                   ///< the gradient, once it was used; otherwise empty
 
  private:
@@ -67,11 +74,23 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
 
 namespace cuda {
 
-/// Returns the values of a parameter, row-major (rows, cols), on the device. Throws `Error` if they are not there. A
-/// parameter without elements has none.
+/// Returns the values of a parameter, row-major (rows, cols), on the device. Throws `Error` if they are not there, or
+/// rounded. A parameter without elements has none.
 template <class T>
 const T* values_of(const Parameter<T>& p) {
-  return p.size() == 0 ? nullptr : CudaWeight<T>::of(p).value.data();
+  if (p.size() == 0) return nullptr;
+  const CudaWeight<T>& weight = CudaWeight<T>::of(p);
+  require(weight.rounded.empty(), "weight: one that is rounded to ", to_name(weight.storage()),
+          " for products given (prepare), one in full expected");
+  return weight.value.data();
+}
+/// Returns the rows of a matrix, rounded or not, on the device. Throws `Error` if they are not there.
+template <class T>
+StoredRows<T> rows_of(const Parameter<T>& p) {
+  if (p.size() == 0) return {Storage::full, p.cols()};
+  const CudaWeight<T>& weight = CudaWeight<T>::of(p);
+  if (weight.rounded.empty()) return {Storage::full, p.cols(), reinterpret_cast<std::byte*>(weight.value.data())};
+  return StoredRows<T>::in(weight.rounded.data(), weight.storage(), p.rows(), p.cols());
 }
 /// Returns the values of a parameter that may be null.
 template <class T>
@@ -104,22 +123,41 @@ T* existing_gradient_of(const Parameter<T>& p) {
   return p.size() == 0 ? nullptr : CudaWeight<T>::of(p).gradient.data();
 }
 
-/// Makes a parameter of the host resident, with its gradient if it trains. Allocates.
+/// Makes a parameter of the host resident, rounded as `storage` says if products read it, or with its gradient if it
+/// trains. Allocates. Throws `Error` if a parameter is to be rounded and not of float.
 template <class T>
 void make_resident(const std::shared_ptr<const Stream>& stream, Parameter<T>& p, bool trains, Storage storage) {
+  checks::prepare<T>(storage);
   DeviceArray<T> value(p.size()), gradient(trains && p.has_gradient() ? p.size() : 0);
   stream->to_device(value.data(), p.host().data(), value.bytes());
   if (!gradient.empty()) stream->to_device(gradient.data(), p.gradient().data(), gradient.bytes());
+  const Storage form = is_rounded(p, storage) ? storage : Storage::full;
+  if (form != Storage::full) {
+    DeviceArray<std::byte> rounded(p.rows() * cache_row_bytes(form, p.cols(), sizeof(T)));
+    const auto rows = StoredRows<T>::in(rounded.data(), form, p.rows(), p.cols());
+    launch(*stream, "prepare", {p.rows()}, StoreRows<T>{value.data(), rows});
+    if (p.use == WeightUse::linear) {
+      stream->wait();
+      return p.make_resident(std::make_shared<CudaWeight<T>>(stream, std::move(rounded), form));
+    }
+    // Kernels of convolutions read plain numbers: they get the rounded ones.
+    for_each(*stream, "prepare", p.size(), LoadRows<T>{rows, nullptr, value.data()});
+    stream->wait();  // the rounded ones are freed
+  }
   stream->wait();
-  p.make_resident(std::make_shared<CudaWeight<T>>(stream, std::move(value), std::move(gradient), trains, storage));
+  p.make_resident(std::make_shared<CudaWeight<T>>(stream, std::move(value), std::move(gradient), trains, form));
 }
-/// Moves the values of a parameter back to the host, and its gradient if it has one. Allocates.
+/// Moves the values of a parameter back to the host, and its gradient if it has one. Rounded values stay rounded.
+/// Allocates.
 template <class T>
 void fetch_weight(Parameter<T>& p) {
   if (!p.is_resident()) return;
   const CudaWeight<T>& weight = CudaWeight<T>::of(p);
   Matrix<T> values(p.rows(), p.cols()), gradient;
-  weight.stream->to_host(values.data(), weight.value.data(), weight.value.bytes());
+  DeviceArray<T> widened(weight.rounded.empty() ? 0 : p.size());
+  if (!widened.empty()) for_each(*weight.stream, "fetch", p.size(), LoadRows<T>{rows_of(p), nullptr, widened.data()});
+  const DeviceArray<T>& from = widened.empty() ? weight.value : widened;
+  weight.stream->to_host(values.data(), from.data(), from.bytes());
   if (!weight.gradient.empty()) {
     gradient.resize(p.rows(), p.cols());
     weight.stream->to_host(gradient.data(), weight.gradient.data(), weight.gradient.bytes());
