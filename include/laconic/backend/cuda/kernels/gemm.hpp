@@ -1,0 +1,275 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cuda/kernels/elementwise.hpp>
+#include <laconic/backend/cuda/kernels/stored_rows.hpp>
+#include <laconic/core/arena.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <optional>
+
+// Products of matrices. `gemm` and `add_gemm` are the only functions that start one, so that a library of a vendor can
+// take their place.
+//
+// Each element is the sum of chunks of 256 products, each added up in order, and the chunks in order: a sum depends
+// neither on the tile that it is computed in nor on the other rows and columns.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace cuda {
+
+/// Refers to a matrix of any strides on the device, one for each batch.
+template <class T>
+struct GemmOperand {
+  const T* data;           ///< element (0, 0) of batch 0
+  Index row_stride;        ///< elements from a row to the next
+  Index col_stride = 1;    ///< elements from a column to the next
+  Index batch_stride = 0;  ///< elements from a batch to the next
+  /// Returns the matrix with rows and columns exchanged.
+  constexpr GemmOperand transposed() const { return {data, col_stride, row_stride, batch_stride}; }
+  /// Returns element (i, j) of a batch.
+  LACONIC_DEVICE T operator()(Index batch, Index i, Index j) const {
+    return data[batch * batch_stride + i * row_stride + j * col_stride];
+  }
+};
+/// Refers to the transpose of rounded rows: a weight as `linear` multiplies by it. The storage is in the type, so that
+/// no thread asks for it in each step.
+template <class T, Storage storage>
+struct StoredColumns {
+  StoredRows<T> rows;  ///< row j is column j of the operand
+  /// Returns element (i, j).
+  LACONIC_DEVICE T operator()(Index, Index i, Index j) const {
+    StoredRows<T> known = rows;
+    known.storage = storage;
+    return known.row(j)[i];
+  }
+};
+/// Says whether neighbours along a row of an operand are neighbours in memory, rather than those along a column.
+template <class T>
+constexpr bool has_contiguous_rows(const GemmOperand<T>& x) {
+  return x.col_stride == 1;
+}
+/// Says that neighbours along a column are neighbours in memory.
+template <class T, Storage storage>
+constexpr bool has_contiguous_rows(const StoredColumns<T, storage>&) {
+  return false;
+}
+
+/// Gives the sizes of C (rows, cols) = A (rows, depth) B (depth, cols), computed for each of `batches`.
+struct GemmSize {
+  Index rows, cols, depth;
+  Index batches = 1;  ///< independent products
+  Index sharing = 1;  ///< batches in a row that have the same B and bias: batch n reads those of n / sharing
+};
+/// Refers to C, rows of contiguous elements on the device.
+template <class T>
+struct GemmResult {
+  T* data;                 ///< element (0, 0) of batch 0
+  Index row_stride;        ///< elements from a row to the next
+  Index batch_stride = 0;  ///< elements from a batch to the next
+};
+/// Says what is done with a product: a bias is added, then an activation computed.
+template <class T>
+struct GemmEpilogue {
+  const T* bias = nullptr;                    ///< (cols) for each batch of B, on the device; null: none
+  std::optional<Activation> activation = {};  ///< null: none
+};
+
+/// Computes one tile of C in each block (x: tiles, then parts of the depth; y: batches). A thread computes a square of
+/// elements. Tiles of A and B are in shared memory while those of the next step are on their way to registers. Chunks
+/// are added up in Sum. If `parts` is not null, a block covers only a part of the depth, and its sums go there.
+template <class T, class B, class Sum, int Side>
+struct Gemm {
+  static constexpr int threads = 256, across = 16, own = Side / across;  // own x own elements of a thread
+  static constexpr int step = Side == 64 ? 16 : 64, loads = Side * step / threads;
+  static constexpr Index chunk = 256;
+  static constexpr int pitch = Side + 4;  // a row of a tile in shared memory: fewer conflicts of banks
+  static_assert(chunk % step == 0 && Side % across == 0 && Side * step % threads == 0);
+
+  GemmSize size;
+  GemmOperand<T> a;
+  B b;
+  GemmResult<T> c;
+  const T* bias;
+  bool has_activation, adds, a_rows, b_rows;  // a_rows, b_rows: has_contiguous_rows
+  Activation activation;
+  Index part_depth;  // a multiple of the chunk
+  Sum* parts;
+
+  /// Returns the bytes of shared memory of a block: the tiles of A and B, and later that of C.
+  static constexpr std::size_t shared_bytes() {
+    return std::max(std::size_t{2} * step * pitch * sizeof(T), std::size_t{Side} * Side * sizeof(Sum));
+  }
+  /// Returns the tiles of C.
+  static constexpr Index tiles(const GemmSize& size) { return pieces(size.rows, Side) * pieces(size.cols, Side); }
+
+  struct alignas(own * sizeof(T) < 16 ? own * sizeof(T) : 16) Values {
+    T v[own];
+  };
+  struct State {
+    T next_a[loads], next_b[loads];
+    T chunk_sum[own * own];
+    Sum sum[own * own];
+  };
+
+  LACONIC_DEVICE void operator()(Block& block) const {
+    const Index tiles_across = pieces(size.cols, Side), tile = block.x() % tiles(size), part = block.x() / tiles(size);
+    const Index row = tile / tiles_across * Side, col = tile % tiles_across * Side, batch = block.y();
+    const Index begin = part * part_depth, end = begin + part_depth < size.depth ? begin + part_depth : size.depth;
+    std::byte* memory = block.template shared<std::byte>(shared_bytes());
+    T *a_tile = reinterpret_cast<T*>(memory), *b_tile = a_tile + step * pitch;
+    Sum* c_tile = reinterpret_cast<Sum*>(memory);
+    PerThread<State> state(block);
+    block.each([&](int t) {
+      State& s = state[t];
+      LACONIC_UNROLL_DEVICE
+      for (int i = 0; i < own * own; ++i) {
+        s.chunk_sum[i] = T(0);
+        s.sum[i] = Sum(0);
+      }
+      fetch(s, t, batch, row, col, begin, end);
+    });
+    for (Index k = begin; k < end; k += step) {
+      block.each([&](int t) {
+        LACONIC_UNROLL_DEVICE
+        for (int i = 0; i < loads; ++i) {
+          const int e = t + i * threads;
+          a_tile[depth_of(e, a_rows) * pitch + side_of(e, a_rows)] = state[t].next_a[i];
+          b_tile[depth_of(e, !b_rows) * pitch + side_of(e, !b_rows)] = state[t].next_b[i];
+        }
+      });
+      const bool ends_chunk = (k - begin + step) % chunk == 0 || k + step >= end;
+      block.each([&](int t) {
+        State& s = state[t];
+        if (k + step < end) fetch(s, t, batch, row, col, k + step, end);
+        LACONIC_UNROLL_DEVICE
+        for (int d = 0; d < step; ++d) {
+          const Values from_a = reinterpret_cast<const Values*>(a_tile + d * pitch)[t / across],
+                       from_b = reinterpret_cast<const Values*>(b_tile + d * pitch)[t % across];
+          LACONIC_UNROLL_DEVICE
+          for (int i = 0; i < own * own; ++i)  // fused in tiles of every size, not as a compiler likes
+            s.chunk_sum[i] = std::fma(from_a.v[i / own], from_b.v[i % own], s.chunk_sum[i]);
+        }
+        if (!ends_chunk) return;
+        LACONIC_UNROLL_DEVICE
+        for (int i = 0; i < own * own; ++i) {
+          s.sum[i] += static_cast<Sum>(s.chunk_sum[i]);
+          s.chunk_sum[i] = T(0);
+        }
+      });
+    }
+    // Through shared memory, neighbours are written by neighbouring threads.
+    block.each([&](int t) {
+      LACONIC_UNROLL_DEVICE
+      for (int i = 0; i < own * own; ++i)
+        c_tile[(t / across * own + i / own) * Side + t % across * own + i % own] = state[t].sum[i];
+    });
+    block.each([&](int t) {
+      for (int e = t; e < Side * Side; e += threads) {
+        const Index r = row + e / Side, n = col + e % Side;
+        if (r < size.rows && n < size.cols) put(batch, part, r, n, c_tile[e]);
+      }
+    });
+  }
+
+ private:
+  /// Returns the place along the depth of value e of a tile, whose neighbours are neighbours in memory.
+  LACONIC_DEVICE static int depth_of(int e, bool along_depth) { return along_depth ? e % step : e / Side; }
+  /// Returns its place along the side.
+  LACONIC_DEVICE static int side_of(int e, bool along_depth) { return along_depth ? e / step : e % Side; }
+  /// Reads the values of thread t of the tiles at k. What is outside the matrices is zero.
+  LACONIC_DEVICE void fetch(State& s, int t, Index batch, Index row, Index col, Index k, Index end) const {
+    LACONIC_UNROLL_DEVICE
+    for (int i = 0; i < loads; ++i) {
+      const int e = t + i * threads;
+      const Index r = row + side_of(e, a_rows), a_k = k + depth_of(e, a_rows);
+      const Index n = col + side_of(e, !b_rows), b_k = k + depth_of(e, !b_rows);
+      s.next_a[i] = r < size.rows && a_k < end ? a(batch, r, a_k) : T(0);
+      s.next_b[i] = n < size.cols && b_k < end ? b(batch / size.sharing, b_k, n) : T(0);
+    }
+  }
+  /// Writes one sum where it belongs.
+  LACONIC_DEVICE void put(Index batch, Index part, Index r, Index n, Sum sum) const {
+    if (parts != nullptr) {
+      parts[((part * size.batches + batch) * size.rows + r) * size.cols + n] = sum;
+      return;
+    }
+    T* to = c.data + batch * c.batch_stride + r * c.row_stride + n;
+    T value = static_cast<T>(adds ? static_cast<Sum>(*to) + sum : sum);
+    if (bias != nullptr) value += bias[batch / size.sharing * size.cols + n];
+    *to = has_activation ? activate(activation, value) : value;
+  }
+};
+
+/// Adds the sums of all parts, in order, to one element of C.
+template <class T>
+struct AddGemmParts {
+  const double* parts;
+  Index count;  // of the parts
+  GemmSize size;
+  GemmResult<T> c;
+  LACONIC_DEVICE void operator()(Index i) const {
+    const Index of_batch = size.rows * size.cols, batch = i / of_batch, r = i % of_batch / size.cols, n = i % size.cols;
+    double sum = 0;
+    for (Index part = 0; part < count; ++part) sum += parts[part * size.batches * of_batch + i];
+    T* to = c.data + batch * c.batch_stride + r * c.row_stride + n;
+    *to = static_cast<T>(static_cast<double>(*to) + sum);
+  }
+};
+
+/// Computes C = A B + bias, then the activation. Rows depend on no other rows, to the bit.
+template <class T, class B>
+void gemm(const Stream& stream, const char* name, const GemmSize& size, const GemmOperand<T>& a, const B& b,
+          const GemmResult<T>& c, const GemmEpilogue<T>& epilogue = {}) {
+  const auto start = [&]<int Side>() {
+    using Kernel = Gemm<T, B, T, Side>;
+    const Kernel kernel{size,
+                        a,
+                        b,
+                        c,
+                        epilogue.bias,
+                        epilogue.activation.has_value(),
+                        false,
+                        has_contiguous_rows(a),
+                        has_contiguous_rows(b),
+                        epilogue.activation.value_or(Activation::relu),
+                        pieces(size.depth, Kernel::chunk) * Kernel::chunk,
+                        nullptr};
+    launch(stream, name, {Kernel::tiles(size), size.batches}, kernel, Kernel::shared_bytes());
+  };
+  if (size.rows <= 16)
+    start.template operator()<16>();
+  else
+    start.template operator()<64>();
+}
+
+/// Computes C += A B for a long depth, with the chunks added up in double. Where C alone is few blocks, the depth is
+/// divided among more, whose sums are added in order. Takes scratch from `arena`.
+template <class T>
+void add_gemm(const Stream& stream, Arena& arena, const char* name, const GemmSize& size, const GemmOperand<T>& a,
+              const GemmOperand<T>& b, const GemmResult<T>& c) {
+  using Kernel = Gemm<T, GemmOperand<T>, double, 64>;
+  constexpr Index wanted_blocks = 512, least_depth = 4 * Kernel::chunk;
+  const Index tiles = Kernel::tiles(size);
+  if (tiles == 0 || size.batches == 0) return;
+  const Index most =
+      std::clamp<Index>(wanted_blocks / (tiles * size.batches), 1, std::max<Index>(1, pieces(size.depth, least_depth)));
+  const Index part_depth = std::max<Index>(1, pieces(pieces(size.depth, most), Kernel::chunk)) * Kernel::chunk;
+  const Index count = std::max<Index>(1, pieces(size.depth, part_depth));
+  Buffer parts;
+  if (count > 1)
+    parts = arena.allocate(static_cast<std::size_t>(count * size.batches * size.rows * size.cols) * sizeof(double));
+  launch(stream, name, {tiles * count, size.batches},
+         Kernel{size, a, b, c, nullptr, false, true, has_contiguous_rows(a), has_contiguous_rows(b), Activation::relu,
+                part_depth, static_cast<double*>(parts.data())},
+         Kernel::shared_bytes());
+  if (count > 1)
+    for_each(stream, name, size.batches * size.rows * size.cols,
+             AddGemmParts<T>{static_cast<const double*>(parts.data()), count, size, c});
+}
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic
