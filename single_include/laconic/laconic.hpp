@@ -600,39 +600,50 @@ struct Bf16 {
 };
 
 /// Rounds to nearest, ties to even. NaN stays NaN.
-inline Bf16 to_bf16(float x) {
+constexpr Bf16 to_bf16(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
-  if (std::isnan(x)) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
+  if (x != x) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 /// Returns the float, exactly.
-inline float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+constexpr float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
 /// Quantises a row to multiples -127 .. 127 of a scale, which the largest magnitude of the row sets.
 class ByteRow {
  public:
-  /// Finds the scale of n values.
-  template <class T>
-  ByteRow(Index n, const T* x) {
-    std::uint32_t most = 0;  // as bits: positive floats have the order of their bits
-    for (Index i = 0; i < n; ++i)
-      most = std::max(most, std::bit_cast<std::uint32_t>(static_cast<float>(x[i])) & 0x7fffffffU);
-    if (most >= 0x7f800000U)
+  /// Takes the largest of the `magnitude` of all values.
+  constexpr explicit ByteRow(std::uint32_t largest) {
+    if (largest >= 0x7f800000U)
       fault_ = std::numeric_limits<float>::quiet_NaN();
     else
-      most_ = std::bit_cast<float>(most);
+      most_ = std::bit_cast<float>(largest);
+  }
+  /// Finds the scale of n values.
+  template <class T>
+  ByteRow(Index n, const T* x) : ByteRow(largest(n, x)) {}
+  /// Returns the bits of the magnitude of a value: those of positive floats have the order of the floats.
+  template <class T>
+  static constexpr std::uint32_t magnitude(T x) {
+    return std::bit_cast<std::uint32_t>(static_cast<float>(x)) & 0x7fffffffU;
   }
   /// Returns the scale: the largest magnitude over 127. It is NaN if the row has a NaN or an infinity, so that it
   /// propagates.
-  float scale() const { return most_ / 127 + fault_; }
+  constexpr float scale() const { return most_ / 127 + fault_; }
   /// Returns a value of the row as a multiple of the scale, rounded to nearest.
   template <class T>
-  std::int8_t operator()(T x) const {
-    if (std::isnan(fault_)) return 1;
+  constexpr std::int8_t operator()(T x) const {
+    if (fault_ != fault_) return 1;
     return most_ > 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x) * (127 / most_))) : std::int8_t{0};
   }
 
  private:
+  template <class T>
+  static std::uint32_t largest(Index n, const T* x) {
+    std::uint32_t most = 0;
+    for (Index i = 0; i < n; ++i) most = std::max(most, magnitude(x[i]));
+    return most;
+  }
+
   float most_ = 0, fault_ = 0;
 };
 
@@ -5912,6 +5923,63 @@ LACONIC_COMPILE(dropout);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of products with weights, which all backends share. Each throws `Error` for sizes that do not
+// fit.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks that weights of T can be rounded as `storage` says.
+template <class T>
+void prepare(Storage storage) {
+  require(storage == Storage::full || std::is_same_v<T, float>, "prepare: ", to_name(storage),
+          " given for a model that is not of float");
+}
+/// Checks the arguments of `linear`.
+template <class Tensor, class T>
+void linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
+  const Index out = weight.rows(), in = weight.cols();
+  require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
+  require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
+          " given for ", out, " channels");
+}
+/// Checks the arguments of `embed`.
+template <class T>
+void embed(std::span<const int> ids, const Parameter<T>& weight) {
+  for (const int id : ids)
+    require(id >= 0 && id < weight.rows(), "embed: id ", id, " given, 0 to ", weight.rows() - 1, " expected");
+}
+
+/// Holds the sizes of the matrix of a head, (out, in).
+struct HeadSizes {
+  Index out;  ///< rows
+  Index in;   ///< columns
+};
+/// Checks the input and the weight of `head_linear` and returns the sizes of its matrices.
+template <class Tensor, class T>
+HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
+  const HeadSizes sizes{shape.num_blocks > 0 ? weight.rows() / shape.num_blocks : 0, weight.cols()};
+  require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
+              weight.rows() == shape.num_blocks * sizes.out &&
+              x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
+          "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.rows(), ", ", weight.cols(),
+          ") given, which ", shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
+  return sizes;
+}
+/// Checks the arguments of `head_linear` and returns the sizes of its matrices.
+template <class Tensor, class T>
+HeadSizes head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
+  const HeadSizes sizes = head_sizes(x, weight, shape);
+  require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
+          bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.rows(), " expected");
+  return sizes;
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -7754,8 +7822,7 @@ class WeightMemory {
 /// read it. Allocates. Throws `Error` if a parameter is to be rounded and not of float.
 template <class T>
 void prepare_weight(WeightMemory& memory, int threads, Storage storage, Parameter<T>& p) {
-  require(storage == Storage::full || std::is_same_v<T, float>, "prepare: ", to_name(storage),
-          " given for a model that is not of float");
+  checks::prepare<T>(storage);
   if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
     return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
   const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
@@ -9421,6 +9488,32 @@ LACONIC_COMPILE_CLASS(CpuAttention);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of caches, which all backends share. Each throws `Error` for sizes that do not fit.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks that a cache has these slots.
+template <class Cache>
+void slots(const Cache& cache, std::span<const Index> slots) {
+  for (const Index slot : slots)
+    require(slot >= 0 && slot < cache.slots(), "cache: slot ", slot, " given, 0 to ", cache.slots() - 1, " expected");
+}
+/// Checks the rows of sequences that belong to slots of a cache.
+template <class Cache, class Tensor>
+void cached_rows(const Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+  require(
+      static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() && x.rows() == sequences.rows(),
+      "cache: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(), ", ",
+      cache.width(), ") in ", slots.size(), " expected");
+  checks::slots(cache, slots);
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -9441,18 +9534,18 @@ class CpuCaches {
   }
   /// Empties a slot.
   void clear(Cache& cache, Index slot) {
-    check_slots(cache, {&slot, 1});
+    checks::slots(cache, {&slot, 1});
     cache.clear(slot);
   }
   /// Fills a slot with rows of zeros.
   void fill_zeros(Cache& cache, Index slot) {
-    check_slots(cache, {&slot, 1});
+    checks::slots(cache, {&slot, 1});
     cache.fill_zeros(slot);
   }
   /// Copies slot `from` to slot `to`.
   void fork(Cache& cache, Index from, Index to) {
-    check_slots(cache, {&from, 1});
-    check_slots(cache, {&to, 1});
+    checks::slots(cache, {&from, 1});
+    checks::slots(cache, {&to, 1});
     cache.fork(from, to);
   }
 
@@ -9460,7 +9553,7 @@ class CpuCaches {
   /// for shapes or slots that do not fit.
   CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
                          const Sequences& sequences) {
-    check_rows(cache, slots, x, sequences);
+    checks::cached_rows(cache, slots, x, sequences);
     return {x, &cache, slots};
   }
   /// Returns the sequences of a view, which count cached and new rows.
@@ -9482,7 +9575,7 @@ class CpuCaches {
   }
   /// Appends the rows of sequence n to slots[n]; the oldest rows beyond the capacity are dropped.
   void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    check_rows(cache, slots, x, sequences);
+    checks::cached_rows(cache, slots, x, sequences);
     kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int) {
       cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
     });
@@ -9503,7 +9596,7 @@ class CpuCaches {
   /// Calls change(rows) with the one row that each slot holds (slots, width), and stores the changed rows.
   template <class Change>
   void update(Cache& cache, std::span<const Index> slots, Change&& change) {
-    check_slots(cache, slots);
+    checks::slots(cache, slots);
     Tensor rows = core_.make(static_cast<Index>(slots.size()), cache.width());
     for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
     change(rows);
@@ -9515,19 +9608,6 @@ class CpuCaches {
   explicit CpuCaches(CpuCore<T>& core) : core_(core) {}
 
  private:
-  static void check_rows(const Cache& cache, std::span<const Index> slots, const Tensor& x,
-                         const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
-                x.rows() == sequences.rows(),
-            "cache: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
-            ", ", cache.width(), ") in ", slots.size(), " expected");
-    check_slots(cache, slots);
-  }
-  static void check_slots(const Cache& cache, std::span<const Index> slots) {
-    for (const Index slot : slots)
-      require(slot >= 0 && slot < cache.slots(), "cache: slot ", slot, " given, 0 to ", cache.slots() - 1, " expected");
-  }
-
   CpuCore<T>& core_;
 };
 
@@ -10142,9 +10222,7 @@ class CpuLinear {
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                 std::optional<Activation> activation = {}) {
     const Index out = weight.rows(), in = weight.cols();
-    require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
-    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
-            " given for ", out, " channels");
+    checks::linear(x, weight, bias);
     Tensor y = core_.make(x.rows(), out);
     const T* start = bias == nullptr ? nullptr : kernels::values_of(*bias);
     const CpuWeight<T>* packed = kernels::packed_form_of(weight);
@@ -10162,8 +10240,7 @@ class CpuLinear {
   }
   /// Returns row ids[r] of a weight (vocabulary, channels) in row r. Throws `Error` for an id that it has no row of.
   Tensor embed(std::span<const int> ids, const Parameter<T>& weight) {
-    for (const int id : ids)
-      require(id >= 0 && id < weight.rows(), "embed: id ", id, " given, 0 to ", weight.rows() - 1, " expected");
+    checks::embed(ids, weight);
     Tensor y = core_.make(static_cast<Index>(ids.size()), weight.cols());
     kernels::gather_rows(core_.threads(), weight, ids, y.data());
     return y;
@@ -10199,9 +10276,7 @@ class CpuLinear {
   /// Returns y_h = x_h W_h^T + b_h for every head h, or x_h W_h if transposed. Throws `Error` for shapes that do not
   /// fit.
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
-    const auto [out, in] = head_sizes(x, weight, shape);
-    require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.rows(), " expected");
+    const auto [out, in] = checks::head_linear(x, weight, bias, shape);
     Tensor y = core_.make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
     kernels::head_linear(core_.threads(), core_.arena(), shape, x.rows(), out, in, x.data(), kernels::values_of(weight),
                          bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
@@ -10210,7 +10285,7 @@ class CpuLinear {
   /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                               HeadShape shape, bool needs_dx) {
-    const auto [out, in] = head_sizes(x, weight, shape);
+    const auto [out, in] = checks::head_sizes(x, weight, shape);
     kernels::head_linear_backward_weight(core_.threads(), core_.arena(), shape, x.rows(), out, in, dy.data(), x.data(),
                                          kernels::gradient_of(weight),
                                          bias == nullptr ? nullptr : kernels::gradient_of(*bias));
@@ -10227,19 +10302,6 @@ class CpuLinear {
   explicit CpuLinear(CpuCore<T>& core) : core_(core) {}
 
  private:
-  struct HeadSizes {
-    Index out, in;
-  };
-  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
-    const HeadSizes sizes{shape.num_blocks > 0 ? weight.rows() / shape.num_blocks : 0, weight.cols()};
-    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
-                weight.rows() == shape.num_blocks * sizes.out &&
-                x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.rows(), ", ", weight.cols(),
-            ") given, which ", shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
-    return sizes;
-  }
-
   CpuCore<T>& core_;
 };
 
@@ -10914,6 +10976,25 @@ LACONIC_COMPILE_CLASS(CpuNorms);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of tables of positions, which all backends share.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks the arguments of `rotary_table`. Throws `Error` for sizes that do not fit and for rates that make no sense.
+inline void rotary_table(Index width, Index rate_width, const IndexList& pairs, const RotaryRates& rates) {
+  require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
+  require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
+          " pairs given, none or half of the width ", width, " expected");
+  require(rate_width >= width, "rotary_table: rates of width ", rate_width, " given, at least ", width, " expected");
+  rates.checked();
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -10996,11 +11077,7 @@ class CpuPositions {
   /// sizes that do not fit.
   Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs,
                       const RotaryRates& how = {}) {
-    require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
-    require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
-            " pairs given, none or half of the width ", width, " expected");
-    require(rate_width >= width, "rotary_table: rates of width ", rate_width, " given, at least ", width, " expected");
-    how.checked();
+    checks::rotary_table(width, rate_width, pairs, how);
     const Buffer rates = room(width);
     for (Index i = 0; 2 * i < width; ++i) rates_of(rates)[i] = how.rate(pairs.size() > 0 ? pairs[i] : i, rate_width);
     Tensor out = core_.make(at.sequences.rows(), width);

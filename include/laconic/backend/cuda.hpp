@@ -1,11 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cuda/caches.hpp>
 #include <laconic/backend/cuda/convolution.hpp>
 #include <laconic/backend/cuda/core.hpp>
 #include <laconic/backend/cuda/elementwise.hpp>
+#include <laconic/backend/cuda/linear.hpp>
 #include <laconic/backend/cuda/losses.hpp>
 #include <laconic/backend/cuda/norms.hpp>
+#include <laconic/backend/cuda/positions.hpp>
 #include <laconic/backend/cuda/training.hpp>
 
 namespace laconic {
@@ -19,14 +22,21 @@ template <class T = float>
 class Cuda : public CudaCore<T>,
              public CudaNorms<T>,
              public CudaElementwise<T>,
+             public CudaLinear<T>,
              public CudaConvolution<T>,
              public CudaLosses<T>,
+             public CudaPositions<T>,
+             public CudaCaches<T>,
              public CudaTraining<T> {
  public:
   /// Names the type of the elements.
   using Scalar = T;
   /// Names the type of the values that primitives take and return.
   using Tensor = CudaTensor<T>;
+  /// Names the type of a cache of rows.
+  using Cache = CudaRowCache<T>;
+  /// Names the type of a view of cached rows and the rows after them.
+  using CachedRows = CudaCachedRows<T>;
 
   /// Says that primitives compute their forward form: dropout returns its input and batch_norm uses the running
   /// statistics.
@@ -39,8 +49,11 @@ class Cuda : public CudaCore<T>,
       : CudaCore<T>(device),
         CudaNorms<T>(core()),
         CudaElementwise<T>(core()),
+        CudaLinear<T>(core()),
         CudaConvolution<T>(core()),
         CudaLosses<T>(core()),
+        CudaPositions<T>(core()),
+        CudaCaches<T>(core()),
         CudaTraining<T>(core()) {}
 
  private:

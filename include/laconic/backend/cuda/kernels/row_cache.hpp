@@ -1,0 +1,65 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cuda/kernels/positions.hpp>
+#include <laconic/backend/cuda/row_cache.hpp>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace cuda {
+
+/// Stores row b of x (rows, width) after the rows of its sequence's ring, one in each block. Of more rows than a slot
+/// has room for, only the last are stored.
+template <class T>
+struct AppendRows {
+  static constexpr int threads = 128;
+  const T* x;
+  const CachedRing* rings;
+  Index sequences, rows, capacity;
+  StoredRows<T> to;
+  LACONIC_DEVICE void operator()(Block& block) const {
+    const Index r = block.x(), n = sequence_of(r, sequences, [&](Index i) { return rings[i].first; });
+    const CachedRing ring = rings[n];
+    const Index length = (n + 1 < sequences ? rings[n + 1].first : rows) - ring.first;
+    const Index skipped = length > capacity ? length - capacity : 0, i = r - ring.first - skipped;
+    if (i < 0) return;
+    to.store(block, ring.slot + (ring.begin + ring.count + i) % capacity, x + r * to.width);
+  }
+};
+
+/// Copies row b of all sequences to y (rows, width), one in each block. `offsets` are those of the rows of y.
+template <class T>
+struct GatherRows {
+  static constexpr int threads = 128;
+  CachedRowsView<T> x;
+  const Index* offsets;
+  Index sequences;
+  T* y;
+  LACONIC_DEVICE void operator()(Block& block) const {
+    const Index r = block.x(), n = sequence_of(r, sequences, [&](Index i) { return offsets[i]; });
+    const StoredRow<T> row = x.row(n, r - offsets[n]);
+    block.each([&](int t) {
+      for (Index c = t; c < x.width; c += threads) y[r * x.width + c] = row[c];
+    });
+  }
+};
+
+/// Copies the oldest row of ring b to row b of y (rings, width), one in each block.
+template <class T>
+struct OldestRows {
+  static constexpr int threads = 128;
+  StoredRows<T> from;
+  const CachedRing* rings;
+  T* y;
+  LACONIC_DEVICE void operator()(Block& block) const {
+    const Index n = block.x();
+    const StoredRow<T> row = from.row(rings[n].slot + rings[n].begin);
+    block.each([&](int t) {
+      for (Index c = t; c < from.width; c += threads) y[n * from.width + c] = row[c];
+    });
+  }
+};
+
+}  // namespace cuda
+}  // namespace LACONIC_ABI
+}  // namespace laconic
