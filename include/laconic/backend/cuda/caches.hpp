@@ -58,7 +58,7 @@ class CudaCaches {
   CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
                          const Sequences& sequences) {
     checks::cached_rows(cache, slots, x, sequences);
-    return {x, &cache, slots, rings_of(cache, slots, [&](Index n) { return sequences.begin(n); })};
+    return {x, &cache, slots, rings_of(cache, slots, &sequences)};
   }
   /// Returns the sequences of a view, which count cached and new rows.
   Sequences cached_lengths(const CachedRows& x, const Sequences& sequences) {
@@ -77,8 +77,7 @@ class CudaCaches {
   /// Appends the rows of sequence n to slots[n]; the oldest rows beyond the capacity are dropped.
   void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
     checks::cached_rows(cache, slots, x, sequences);
-    const auto first = [&](Index n) { return sequences.begin(n); };
-    append_rows(cache, slots, x, rings_of(cache, slots, first), first);
+    append_rows(cache, slots, x, rings_of(cache, slots, &sequences), &sequences);
   }
   /// Holds the result of `extend`.
   struct Extended {
@@ -90,7 +89,7 @@ class CudaCaches {
     const CachedRows rows = with_cached(cache, slots, x, sequences);
     Sequences all = cached_lengths(rows, sequences);
     Tensor out = gathered(rows, sequences, all);
-    append_rows(cache, slots, x, rows.rings, [&](Index n) { return sequences.begin(n); });
+    append_rows(cache, slots, x, rows.rings, &sequences);
     return {std::move(out), std::move(all)};
   }
   /// Calls change(rows) with the one row that each slot holds (slots, width), and stores the changed rows.
@@ -98,7 +97,7 @@ class CudaCaches {
   void update(Cache& cache, std::span<const Index> slots, Change&& change) {
     Tensor rows = oldest(cache, slots);
     change(rows);
-    append_one(cache, slots, rows);
+    append_rows(cache, slots, rows, rings_of(cache, slots, nullptr), nullptr);
   }
 
  protected:
@@ -124,27 +123,29 @@ class CudaCaches {
     core_.stream().copy(to.values, from.values, from.value_bytes);
     core_.stream().copy(to.scales, from.scales, from.scale_bytes);
   }
-  /// Returns where the rows of each sequence are, on the device. first(n) is the first new row of sequence n.
-  template <class First>
-  Buffer rings_of(const Cache& cache, std::span<const Index> slots, const First& first) {
+  /// Returns where the rows of each sequence are, on the device. `sequences` are those of new rows; null: one each.
+  Buffer rings_of(const Cache& cache, std::span<const Index> slots, const Sequences* sequences) {
     const Buffer here = core_.arena().allocate(slots.size() * sizeof(cuda::CachedRing));
     auto* rings = static_cast<cuda::CachedRing*>(here.data());
-    for (std::size_t n = 0; n < slots.size(); ++n) rings[n] = cache.ring_of(slots[n], first(static_cast<Index>(n)));
+    for (std::size_t n = 0; n < slots.size(); ++n) {
+      const auto row = static_cast<Index>(n);
+      rings[n] = cache.ring_of(slots[n], sequences == nullptr ? row : sequences->begin(row));
+    }
     return core_.upload(std::span<const cuda::CachedRing>(rings, slots.size())).memory;
   }
-  /// Stores x after the rows of `rings`, which are those of the slots, and moves these on.
-  template <class First>
+  /// Stores x after the rows of `rings`, which are those of the slots, and moves these on. `sequences` are those of x;
+  /// null: one row each.
   void append_rows(Cache& cache, std::span<const Index> slots, const Tensor& x, const Buffer& rings,
-                   const First& first) {
-    const auto sequences = static_cast<Index>(slots.size());
+                   const Sequences* sequences) {
     const Index capacity = cache.capacity();
-    if (capacity == 0 || sequences == 0) return;
+    if (capacity == 0) return;
+    const Index* offsets = sequences == nullptr ? nullptr : core_.offsets_of(*sequences);
     launch(core_.stream(), "append", {x.rows()},
-           cuda::AppendRows<T>{x.data(), static_cast<const cuda::CachedRing*>(rings.data()), sequences, x.rows(),
-                               capacity, cache.stored()});
-    for (Index n = 0; n < sequences; ++n) {
-      auto& ring = cache.ring(slots[static_cast<std::size_t>(n)]);
-      const Index rows = (n + 1 < sequences ? first(n + 1) : x.rows()) - first(n);
+           cuda::AppendRows<T>{x.data(), offsets, static_cast<const cuda::CachedRing*>(rings.data()),
+                               static_cast<Index>(slots.size()), capacity, cache.stored()});
+    for (std::size_t n = 0; n < slots.size(); ++n) {
+      auto& ring = cache.ring(slots[n]);
+      const Index rows = sequences == nullptr ? 1 : sequences->length(static_cast<Index>(n));
       const Index count = ring.count + std::min(rows, capacity);
       ring.begin = (ring.begin + std::max<Index>(0, count - capacity)) % capacity;
       ring.count = std::min(count, capacity);
@@ -154,15 +155,10 @@ class CudaCaches {
   Tensor oldest(const Cache& cache, std::span<const Index> slots) {
     checks::slots(cache, slots);
     Tensor rows = core_.make(static_cast<Index>(slots.size()), cache.width());
-    const Buffer rings = rings_of(cache, slots, [](Index) { return Index{0}; });
+    const Buffer rings = rings_of(cache, slots, nullptr);
     launch(core_.stream(), "update", {rows.rows()},
            cuda::OldestRows<T>{cache.stored(), static_cast<const cuda::CachedRing*>(rings.data()), rows.data()});
     return rows;
-  }
-  /// Appends row n of x (slots, width) to slots[n].
-  void append_one(Cache& cache, std::span<const Index> slots, const Tensor& x) {
-    const auto first = [](Index n) { return n; };
-    append_rows(cache, slots, x, rings_of(cache, slots, first), first);
   }
 
   CudaCore<T>& core_;

@@ -48,8 +48,7 @@ class CudaLinear {
     const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
     const Operand g{dy.data(), out};
     if (T* gradient = cuda::gradient_of(weight))
-      add_gemm(core_.stream(), core_.device_arena(), "linear_backward", {out, in, rows}, g.transposed(),
-               Operand{x.data(), in}, Result{gradient, in});
+      add_gemm(core_, "linear_backward", {out, in, rows}, g.transposed(), Operand{x.data(), in}, gradient);
     if (bias != nullptr) core_.add_column_sums(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = core_.make(rows, in);
@@ -110,9 +109,9 @@ class CudaLinear {
       // dW_b is the sum over the heads of block b of dy_h^T x_h, or of x_h^T dy_h if transposed.
       const T *left = shape.transposed ? x.data() : dy.data(), *right = shape.transposed ? dy.data() : x.data();
       for (Index h = 0; h < merged.group; ++h)
-        add_gemm(core_.stream(), core_.device_arena(), "head_linear_backward", {out, in, merged.rows, shape.num_blocks},
+        add_gemm(core_, "head_linear_backward", {out, in, merged.rows, shape.num_blocks},
                  Operand{left + h * out, merged.heads * out, 1, merged.group * out}.transposed(),
-                 Operand{right + h * in, merged.heads * in, 1, merged.group * in}, Result{gradient, in, out * in});
+                 Operand{right + h * in, merged.heads * in, 1, merged.group * in}, gradient);
     }
     if (T* gradient = bias == nullptr ? nullptr : cuda::gradient_of(*bias)) {
       if (merged.group == 1) {

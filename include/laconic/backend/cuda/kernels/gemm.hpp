@@ -2,8 +2,8 @@
 #pragma once
 
 #include <laconic/backend/cuda/kernels/elementwise.hpp>
+#include <laconic/backend/cuda/kernels/row_sums.hpp>
 #include <laconic/backend/cuda/kernels/stored_rows.hpp>
-#include <laconic/core/arena.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -77,9 +77,9 @@ struct GemmEpilogue {
   std::optional<Activation> activation = {};  ///< null: none
 };
 
-/// Computes one tile of C in each block (x: tiles, then parts of the depth; y: batches). A thread computes a square of
+/// Computes one tile of C in each block (x: tiles of all batches; y: parts of the depth). A thread computes a square of
 /// elements. Tiles of A and B are in shared memory while those of the next step are on their way to registers. Chunks
-/// are added up in Sum. If `parts` is not null, a block covers only a part of the depth, and its sums go there.
+/// are added up in Sum. The sums of several parts go to `parts`, and those of a single one to C.
 template <class T, class B, class Sum, int Side>
 struct Gemm {
   static constexpr int threads = 256, across = 16, own = Side / across;  // own x own elements of a thread
@@ -93,16 +93,16 @@ struct Gemm {
   B b;
   GemmResult<T> c;
   const T* bias;
-  bool has_activation, adds, a_rows, b_rows;  // a_rows, b_rows: has_contiguous_rows
+  bool has_activation, a_rows, b_rows;  // a_rows, b_rows: has_contiguous_rows
   Activation activation;
-  Index part_depth;  // a multiple of the chunk
-  Sum* parts;
+  RowSplit split;  // of the depth
+  double* parts;   // (parts, batches, rows, cols), or null
 
   /// Returns the bytes of shared memory of a block: the tiles of A and B, and later that of C.
   static constexpr std::size_t shared_bytes() {
     return std::max(std::size_t{2} * step * pitch * sizeof(T), std::size_t{Side} * Side * sizeof(Sum));
   }
-  /// Returns the tiles of C.
+  /// Returns the tiles of C of one batch.
   static constexpr Index tiles(const GemmSize& size) { return pieces(size.rows, Side) * pieces(size.cols, Side); }
 
   struct alignas(own * sizeof(T) < 16 ? own * sizeof(T) : 16) Values {
@@ -115,9 +115,10 @@ struct Gemm {
   };
 
   LACONIC_DEVICE void operator()(Block& block) const {
-    const Index tiles_across = pieces(size.cols, Side), tile = block.x() % tiles(size), part = block.x() / tiles(size);
-    const Index row = tile / tiles_across * Side, col = tile % tiles_across * Side, batch = block.y();
-    const Index begin = part * part_depth, end = begin + part_depth < size.depth ? begin + part_depth : size.depth;
+    const Index tiles_across = pieces(size.cols, Side), tile = block.x() % tiles(size), batch = block.x() / tiles(size);
+    const Index row = tile / tiles_across * Side, col = tile % tiles_across * Side, part = block.y();
+    const Index begin = split.begin(part) * chunk, after = split.end(part) * chunk;
+    const Index end = after < size.depth ? after : size.depth;
     std::byte* memory = block.template shared<std::byte>(shared_bytes());
     T *a_tile = reinterpret_cast<T*>(memory), *b_tile = a_tile + step * pitch;
     Sum* c_tile = reinterpret_cast<Sum*>(memory);
@@ -193,29 +194,13 @@ struct Gemm {
   /// Writes one sum where it belongs.
   LACONIC_DEVICE void put(Index batch, Index part, Index r, Index n, Sum sum) const {
     if (parts != nullptr) {
-      parts[((part * size.batches + batch) * size.rows + r) * size.cols + n] = sum;
+      parts[((part * size.batches + batch) * size.rows + r) * size.cols + n] = static_cast<double>(sum);
       return;
     }
     T* to = c.data + batch * c.batch_stride + r * c.row_stride + n;
-    T value = static_cast<T>(adds ? static_cast<Sum>(*to) + sum : sum);
+    T value = static_cast<T>(sum);
     if (bias != nullptr) value += bias[batch / size.sharing * size.cols + n];
     *to = has_activation ? activate(activation, value) : value;
-  }
-};
-
-/// Adds the sums of all parts, in order, to one element of C.
-template <class T>
-struct AddGemmParts {
-  const double* parts;
-  Index count;  // of the parts
-  GemmSize size;
-  GemmResult<T> c;
-  LACONIC_DEVICE void operator()(Index i) const {
-    const Index of_batch = size.rows * size.cols, batch = i / of_batch, r = i % of_batch / size.cols, n = i % size.cols;
-    double sum = 0;
-    for (Index part = 0; part < count; ++part) sum += parts[part * size.batches * of_batch + i];
-    T* to = c.data + batch * c.batch_stride + r * c.row_stride + n;
-    *to = static_cast<T>(static_cast<double>(*to) + sum);
   }
 };
 
@@ -225,19 +210,12 @@ void gemm(const Stream& stream, const char* name, const GemmSize& size, const Ge
           const GemmResult<T>& c, const GemmEpilogue<T>& epilogue = {}) {
   const auto start = [&]<int Side>() {
     using Kernel = Gemm<T, B, T, Side>;
-    const Kernel kernel{size,
-                        a,
-                        b,
-                        c,
-                        epilogue.bias,
-                        epilogue.activation.has_value(),
-                        false,
-                        has_contiguous_rows(a),
-                        has_contiguous_rows(b),
-                        epilogue.activation.value_or(Activation::relu),
-                        pieces(size.depth, Kernel::chunk) * Kernel::chunk,
-                        nullptr};
-    launch(stream, name, {Kernel::tiles(size), size.batches}, kernel, Kernel::shared_bytes());
+    const Activation activation = epilogue.activation.value_or(Activation::relu);
+    const RowSplit whole{pieces(size.depth, Kernel::chunk), pieces(size.depth, Kernel::chunk)};
+    launch(stream, name, {size.batches * Kernel::tiles(size)},
+           Kernel{size, a, b, c, epilogue.bias, epilogue.activation.has_value(), has_contiguous_rows(a),
+                  has_contiguous_rows(b), activation, whole, nullptr},
+           Kernel::shared_bytes());
   };
   if (size.rows <= 16)
     start.template operator()<16>();
@@ -245,29 +223,20 @@ void gemm(const Stream& stream, const char* name, const GemmSize& size, const Ge
     start.template operator()<64>();
 }
 
-/// Computes C += A B for a long depth, with the chunks added up in double. Where C alone is few blocks, the depth is
-/// divided among more, whose sums are added in order. Takes scratch from `arena`.
-template <class T>
-void add_gemm(const Stream& stream, Arena& arena, const char* name, const GemmSize& size, const GemmOperand<T>& a,
-              const GemmOperand<T>& b, const GemmResult<T>& c) {
+/// Computes C += A B for a long depth and contiguous C (batches, rows, cols), with the chunks added up in double. The
+/// depth is divided among more blocks where C alone is few. `core` gives stream and scratch (`CudaCore`).
+template <class Core, class T>
+void add_gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<T>& a, const GemmOperand<T>& b,
+              T* c) {
   using Kernel = Gemm<T, GemmOperand<T>, double, 64>;
-  constexpr Index wanted_blocks = 512, least_depth = 4 * Kernel::chunk;
-  const Index tiles = Kernel::tiles(size);
-  if (tiles == 0 || size.batches == 0) return;
-  const Index most =
-      std::clamp<Index>(wanted_blocks / (tiles * size.batches), 1, std::max<Index>(1, pieces(size.depth, least_depth)));
-  const Index part_depth = std::max<Index>(1, pieces(pieces(size.depth, most), Kernel::chunk)) * Kernel::chunk;
-  const Index count = std::max<Index>(1, pieces(size.depth, part_depth));
-  Buffer parts;
-  if (count > 1)
-    parts = arena.allocate(static_cast<std::size_t>(count * size.batches * size.rows * size.cols) * sizeof(double));
-  launch(stream, name, {tiles * count, size.batches},
-         Kernel{size, a, b, c, nullptr, false, true, has_contiguous_rows(a), has_contiguous_rows(b), Activation::relu,
-                part_depth, static_cast<double*>(parts.data())},
-         Kernel::shared_bytes());
-  if (count > 1)
-    for_each(stream, name, size.batches * size.rows * size.cols,
-             AddGemmParts<T>{static_cast<const double*>(parts.data()), count, size, c});
+  const Index tiles = size.batches * Kernel::tiles(size);
+  core.add_row_sums(
+      name, RowSplit::of(size.depth, Kernel::chunk, tiles), tiles, size.batches * size.rows * size.cols, c,
+      Kernel::shared_bytes(), [&](const RowSplit& split, double* parts) {
+        return Kernel{
+            size,  a,    b, {}, nullptr, false, has_contiguous_rows(a), has_contiguous_rows(b), Activation::relu,
+            split, parts};
+      });
 }
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/kernels/map.hpp>
+#include <laconic/backend/cuda/kernels/row_sums.hpp>
 
 #include <cmath>
 
@@ -11,18 +11,6 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
-/// Returns the sequence that a row belongs to: the last that does not begin after it. first(n) is the first row of
-/// sequence n.
-template <class First>
-LACONIC_DEVICE Index sequence_of(Index row, Index sequences, const First& first) {
-  Index low = 0, high = sequences;  // first(low) <= row < first(high)
-  while (high - low > 1) {
-    const Index middle = low + (high - low) / 2;
-    (first(middle) <= row ? low : high) = middle;
-  }
-  return low;
-}
-
 /// Gives the position of packed rows in time, as `RowPositions` does on the host.
 struct DevicePositions {
   const Index* offsets;  ///< the first row of each sequence
@@ -31,7 +19,7 @@ struct DevicePositions {
   Index step;            ///< from a row to the next
   /// Returns the position of a row.
   LACONIC_DEVICE double operator()(Index row) const {
-    const Index n = sequence_of(row, sequences, [&](Index i) { return offsets[i]; });
+    const Index n = sequence_of(offsets, sequences, row);
     return static_cast<double>((firsts == nullptr ? 0 : firsts[n]) + step * (row - offsets[n]));
   }
 };

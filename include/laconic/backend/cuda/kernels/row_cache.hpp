@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/kernels/positions.hpp>
+#include <laconic/backend/cuda/kernels/row_sums.hpp>
 #include <laconic/backend/cuda/row_cache.hpp>
 
 namespace laconic {
@@ -9,21 +9,21 @@ inline namespace LACONIC_ABI {
 namespace cuda {
 
 /// Stores row b of x (rows, width) after the rows of its sequence's ring, one in each block. Of more rows than a slot
-/// has room for, only the last are stored.
+/// has room for, only the last are stored. `offsets` are those of x; null: every sequence has one row.
 template <class T>
 struct AppendRows {
   static constexpr int threads = 128;
   const T* x;
+  const Index* offsets;
   const CachedRing* rings;
-  Index sequences, rows, capacity;
+  Index sequences, capacity;
   StoredRows<T> to;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const Index r = block.x(), n = sequence_of(r, sequences, [&](Index i) { return rings[i].first; });
-    const CachedRing ring = rings[n];
-    const Index length = (n + 1 < sequences ? rings[n + 1].first : rows) - ring.first;
-    const Index skipped = length > capacity ? length - capacity : 0, i = r - ring.first - skipped;
+    const Index r = block.x(), n = offsets == nullptr ? r : sequence_of(offsets, sequences, r);
+    const Index begin = offsets == nullptr ? r : offsets[n], end = offsets == nullptr ? r + 1 : offsets[n + 1];
+    const Index skipped = end - begin > capacity ? end - begin - capacity : 0, i = r - begin - skipped;
     if (i < 0) return;
-    to.store(block, ring.slot + (ring.begin + ring.count + i) % capacity, x + r * to.width);
+    to.store(block, rings[n].slot + (rings[n].begin + rings[n].count + i) % capacity, x + r * to.width);
   }
 };
 
@@ -36,7 +36,7 @@ struct GatherRows {
   Index sequences;
   T* y;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const Index r = block.x(), n = sequence_of(r, sequences, [&](Index i) { return offsets[i]; });
+    const Index r = block.x(), n = sequence_of(offsets, sequences, r);
     const StoredRow<T> row = x.row(n, r - offsets[n]);
     block.each([&](int t) {
       for (Index c = t; c < x.width; c += threads) y[r * x.width + c] = row[c];
