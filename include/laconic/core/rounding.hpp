@@ -30,13 +30,13 @@ struct Bf16 {
 };
 
 /// Rounds to nearest, ties to even. NaN stays NaN.
-inline Bf16 to_bf16(float x) {
+constexpr Bf16 to_bf16(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
-  if (std::isnan(x)) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
+  if (x != x) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 /// Returns the float, exactly.
-inline float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+constexpr float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
 /// Quantises a row to multiples -127 .. 127 of a scale, which the largest magnitude of the row sets.
 class ByteRow {
