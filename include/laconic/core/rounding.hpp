@@ -41,28 +41,39 @@ constexpr float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std:
 /// Quantises a row to multiples -127 .. 127 of a scale, which the largest magnitude of the row sets.
 class ByteRow {
  public:
-  /// Finds the scale of n values.
-  template <class T>
-  ByteRow(Index n, const T* x) {
-    std::uint32_t most = 0;  // as bits: positive floats have the order of their bits
-    for (Index i = 0; i < n; ++i)
-      most = std::max(most, std::bit_cast<std::uint32_t>(static_cast<float>(x[i])) & 0x7fffffffU);
-    if (most >= 0x7f800000U)
+  /// Takes the largest of the `magnitude` of all values.
+  constexpr explicit ByteRow(std::uint32_t largest) {
+    if (largest >= 0x7f800000U)
       fault_ = std::numeric_limits<float>::quiet_NaN();
     else
-      most_ = std::bit_cast<float>(most);
+      most_ = std::bit_cast<float>(largest);
+  }
+  /// Finds the scale of n values.
+  template <class T>
+  ByteRow(Index n, const T* x) : ByteRow(largest(n, x)) {}
+  /// Returns the bits of the magnitude of a value: those of positive floats have the order of the floats.
+  template <class T>
+  static constexpr std::uint32_t magnitude(T x) {
+    return std::bit_cast<std::uint32_t>(static_cast<float>(x)) & 0x7fffffffU;
   }
   /// Returns the scale: the largest magnitude over 127. It is NaN if the row has a NaN or an infinity, so that it
   /// propagates.
-  float scale() const { return most_ / 127 + fault_; }
+  constexpr float scale() const { return most_ / 127 + fault_; }
   /// Returns a value of the row as a multiple of the scale, rounded to nearest.
   template <class T>
-  std::int8_t operator()(T x) const {
-    if (std::isnan(fault_)) return 1;
+  constexpr std::int8_t operator()(T x) const {
+    if (fault_ != fault_) return 1;
     return most_ > 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x) * (127 / most_))) : std::int8_t{0};
   }
 
  private:
+  template <class T>
+  static std::uint32_t largest(Index n, const T* x) {
+    std::uint32_t most = 0;
+    for (Index i = 0; i < n; ++i) most = std::max(most, magnitude(x[i]));
+    return most;
+  }
+
   float most_ = 0, fault_ = 0;
 };
 

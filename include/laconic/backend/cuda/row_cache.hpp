@@ -3,13 +3,12 @@
 
 #include <laconic/backend/cuda/block.hpp>
 #include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/kernels/stored_rows.hpp>
 #include <laconic/backend/cuda/tensor.hpp>
 #include <laconic/backend/shapes.hpp>
 #include <laconic/core/arena.hpp>
-#include <laconic/core/rounding.hpp>
 
 #include <cstddef>
-#include <cstdint>
 #include <span>
 #include <utility>
 #include <vector>
@@ -32,53 +31,10 @@ struct CachedRing {
   Index begin;  ///< the oldest row within the slot
   Index count;  ///< the rows that the slot holds
   Index first;  ///< the first new row of the sequence
-};
-
-/// Refers to one row, stored or new, on the device.
-template <class T>
-struct StoredRow {
-  Storage storage;     ///< how the values are stored
-  const void* values;  ///< the first value
-  float scale;         ///< the factor of int8 values
-  /// Returns value c.
-  LACONIC_DEVICE T operator[](Index c) const {
-    switch (storage) {
-      case Storage::bf16:
-        return static_cast<T>(from_bf16(static_cast<const Bf16*>(values)[c]));
-      case Storage::int8:
-        return static_cast<T>(scale * static_cast<float>(static_cast<const std::int8_t*>(values)[c]));
-      default:
-        return static_cast<const T*>(values)[c];
-    }
-  }
-};
-
-/// Refers to the rows in the memory of a cache, on the device. Each row has `width` values of its storage. The scales
-/// of int8 are apart from the values, so that both are aligned.
-template <class T>
-struct StoredRows {
-  Storage storage = Storage::full;  ///< how values are stored
-  Index width = 0;                  ///< values of a row
-  Index capacity = 0;               ///< rows of a slot
-  std::byte* values = nullptr;      ///< values of all rows
-  float* scales = nullptr;          ///< a factor for each row, only in int8
-  /// Returns the bytes of the values of a row.
-  constexpr Index value_bytes() const { return bytes_of(storage, width); }
-  /// Returns the bytes of the values of a row of this width.
-  static constexpr Index bytes_of(Storage storage, Index width) {
-    return width * (storage == Storage::full   ? static_cast<Index>(sizeof(T))
-                    : storage == Storage::bf16 ? Index{2}
-                                               : Index{1});
-  }
-  /// Returns the number, in the memory of the cache, of row i of a ring. 0 <= i <= capacity.
-  static constexpr Index place(const CachedRing& ring, Index i, Index capacity) {
-    const Index row = ring.begin + i;
-    return ring.slot + (row >= capacity ? row - capacity : row);
-  }
-  /// Returns row i of a ring.
-  LACONIC_DEVICE StoredRow<T> row(const CachedRing& ring, Index i) const {
-    const Index at = place(ring, i, capacity);
-    return {storage, values + at * value_bytes(), storage == Storage::int8 ? scales[at] : 1.0f};
+  /// Returns the number, in the memory of the cache, of row i of the ring. 0 <= i <= capacity.
+  constexpr Index place(Index i, Index capacity) const {
+    const Index row = begin + i;
+    return slot + (row >= capacity ? row - capacity : row);
   }
 };
 
@@ -91,13 +47,14 @@ struct CachedRowsView {
   const Index* offsets;     ///< without a cache: the first row of each sequence
   const CachedRing* rings;  ///< where the rows of each sequence are; null: there is no cache
   StoredRows<T> stored;     ///< the rows of the cache
+  Index capacity;           ///< rows of a slot of the cache
   /// Returns how many rows of the cache sequence n has.
   LACONIC_DEVICE Index cached(Index n) const { return rings == nullptr ? 0 : rings[n].count; }
   /// Returns row i of sequence n, which counts cached rows first.
   LACONIC_DEVICE StoredRow<T> row(Index n, Index i) const {
     if (rings == nullptr) return {Storage::full, rows + (offsets[n] + i) * width, 1.0f};
     const CachedRing ring = rings[n];
-    if (i < ring.count) return stored.row(ring, i);
+    if (i < ring.count) return stored.row(ring.place(i, capacity));
     return {Storage::full, rows + (ring.first + i - ring.count) * width, 1.0f};
   }
   /// Returns value c of row i of sequence n. `row` is faster where a thread reads several values of a row.
@@ -136,10 +93,7 @@ class CudaRowCache {
 
   /// Returns the stored rows of all slots.
   cuda::StoredRows<T> stored() const {
-    const bool scaled = storage_ == Storage::int8;
-    const Index scale_bytes = scaled ? slots() * capacity_ * static_cast<Index>(sizeof(float)) : 0;
-    return {storage_, width_, capacity_, memory_.data() + scale_bytes,
-            scaled ? reinterpret_cast<float*>(memory_.data()) : nullptr};
+    return cuda::StoredRows<T>::in(memory_.data(), storage_, slots() * capacity_, width_);
   }
   /// Returns where the rows of a sequence are: those of a slot, then the new rows from row `first` on.
   cuda::CachedRing ring_of(Index slot, Index first) const {
@@ -157,7 +111,7 @@ class CudaRowCache {
 
   Index capacity_ = 0, width_ = 0;
   Storage storage_ = Storage::full;
-  cuda::DeviceArray<std::byte> memory_{};  // the scales of all rows, if there are any, then their values
+  cuda::DeviceArray<std::byte> memory_{};
   std::vector<Ring> rings_{};
 };
 
@@ -172,8 +126,12 @@ struct CudaCachedRows {
   /// Returns what kernels read. `offsets` are those of the sequences on the device (`CudaCore::offsets_of`), which are
   /// read only if there is no cache. The view lives as long as this and the cache.
   cuda::CachedRowsView<T> view(const Index* offsets) const {
-    return {rows.data(), rows.cols(), offsets, static_cast<const cuda::CachedRing*>(rings.data()),
-            cache == nullptr ? cuda::StoredRows<T>{} : cache->stored()};
+    return {rows.data(),
+            rows.cols(),
+            offsets,
+            static_cast<const cuda::CachedRing*>(rings.data()),
+            cache == nullptr ? cuda::StoredRows<T>{} : cache->stored(),
+            cache == nullptr ? 0 : cache->capacity()};
   }
 };
 
