@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cuda/attention.hpp>
 #include <laconic/backend/cuda/core.hpp>
 #include <laconic/backend/cuda/elementwise.hpp>
 
@@ -12,7 +13,7 @@ inline namespace LACONIC_ABI {
 /// thread. The concepts `Context`, `StreamingContext` and `TrainingContext` (backend/context.hpp) document what each
 /// primitive computes.
 template <class T = float>
-class Cuda : public CudaCore<T>, public CudaElementwise<T> {
+class Cuda : public CudaCore<T>, public CudaElementwise<T>, public CudaAttention<T> {
  public:
   /// Names the type of the elements.
   using Scalar = T;
@@ -26,7 +27,7 @@ class Cuda : public CudaCore<T>, public CudaElementwise<T> {
   static constexpr bool computes_on_host = false;
 
   /// Makes a context on the device of this number. Throws `Error` if there is none.
-  explicit Cuda(int device = 0) : CudaCore<T>(device), CudaElementwise<T>(core()) {}
+  explicit Cuda(int device = 0) : CudaCore<T>(device), CudaElementwise<T>(core()), CudaAttention<T>(core()) {}
 
  private:
   CudaCore<T>& core() { return *this; }

@@ -1,0 +1,159 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/checks/attention.hpp>
+#include <laconic/backend/cuda/core.hpp>
+#include <laconic/backend/cuda/kernels/attention_forward.hpp>
+#include <laconic/backend/cuda/row_cache.hpp>
+
+#include <algorithm>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Implements the attention primitives of `Cuda`.
+template <class T>
+class CudaAttention {
+ public:
+  /// Names the type of the values that primitives take and return.
+  using Tensor = CudaTensor<T>;
+  /// Names the type of a view of cached rows and the rows after them.
+  using CachedRows = CudaCachedRows<T>;
+
+  /// Returns softmax attention (rows, num_heads * V). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
+  /// num_kv_heads * V). Throws `Error` for shapes that do not fit.
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
+    const auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+    return attend_rows(in, whole(k, kv_sequences), whole(v, kv_sequences), q_sequences, kv_sequences, nullptr);
+  }
+  /// Returns softmax attention over keys and values that are read in place from a cache. `kv_sequences` counts cached
+  /// and new rows.
+  Tensor attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
+    const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    const Index* offsets = core_.offsets_of(kv_sequences);  // read only if there is no cache
+    return attend_rows(in, k.view(offsets), v.view(offsets), q_sequences, kv_sequences, nullptr);
+  }
+  /// Returns softmax attention with dropout of its weights, and the logsumexp of the scores of each row and head (rows,
+  /// num_heads). Throws `Error` for a packed table.
+  Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                      const Sequences& q_sequences, const Sequences& kv_sequences,
+                      const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& logsumexp) {
+    const auto in = trained_operands(q, k, v, shape, q_sequences, kv_sequences, relative, dropout);
+    logsumexp = core_.make(q.rows(), shape.num_heads);
+    return attend_rows(in, whole(k, kv_sequences), whole(v, kv_sequences), q_sequences, kv_sequences, logsumexp.data());
+  }
+
+  /// Returns a table of relative positions as `attend` reads it, which is as it is.
+  Tensor prepare_table(const Tensor& table, Index num_heads) {
+    checks::prepare_table(table, num_heads);
+    return table;
+  }
+
+ protected:
+  /// Binds this slice to the core of its context.
+  explicit CudaAttention(CudaCore<T>& core) : core_(core) {}
+
+ private:
+  cuda::WholeRows<T> whole(const Tensor& x, const Sequences& sequences) {
+    return {x.data(), x.cols(), core_.offsets_of(sequences)};
+  }
+  cuda::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
+                                          const AttendShape& shape, const Sequences& q_sequences,
+                                          const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
+    checks::attend(q, keys, values, shape, q_sequences, kv_sequences);
+    cuda::AttendOperands<T> in{shape.num_heads,
+                               shape.num_kv_heads,
+                               q.cols() / shape.num_heads,
+                               values.rows.cols() / shape.num_kv_heads,
+                               static_cast<T>(shape.scale),
+                               shape.mask,
+                               q_sequences.size(),
+                               core_.offsets_of(q_sequences),
+                               core_.offsets_of(kv_sequences),
+                               q.data()};
+    if (relative.table.empty()) return in;
+    checks::relative_term(q, relative, relative.table.rows(), shape, q_sequences, kv_sequences);
+    const Tensor& query = relative.query.empty() ? q : relative.query;
+    in.p = relative.table.data();
+    in.u = cuda::values_of(relative.pos_bias_u);
+    in.w = cuda::values_of(relative.pos_bias_v);
+    in.position_q = query.data();
+    in.span = (relative.table.rows() + 1) / 2;
+    in.position_width = query.cols() / shape.num_heads;
+    return in;
+  }
+  cuda::AttendOperands<T> trained_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                                           const Sequences& q_sequences, const Sequences& kv_sequences,
+                                           const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout) {
+    checks::trainable_term(relative);
+    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+    in.drops = dropout.any();
+    in.dropout = dropout;
+    return in;
+  }
+
+  /// Holds how a call of `attend` is divided into blocks.
+  struct Division {
+    Index group;                         ///< query heads of a tile
+    Index columns;                       ///< columns of the values of a block
+    cuda::AttendSplits splits{1, 0, 1};  ///< splits of the keys
+    Buffer memory{};                     ///< memory for the partial results
+    cuda::AttendPartials<T> partials{};  ///< their places in it
+  };
+  template <class Rows>
+  Tensor attend_rows(const cuda::AttendOperands<T>& in, const Rows& k, const Rows& v, const Sequences& q_sequences,
+                     const Sequences& kv_sequences, T* logsumexp) {
+    using Splits = cuda::AttendSplits;
+    using Attend = cuda::Attend<T, 1, Rows>;
+    Tensor out = core_.make(q_sequences.rows(), in.num_heads * in.value_width);
+    // With relative positions each head reads columns of the table of its own, so that a tile has one head.
+    const Index group = in.p != nullptr ? 1 : in.num_heads / in.num_kv_heads;
+    const Index rows = q_sequences.max_length() * group;
+    // Sequences with too many queries to be split count, too, so that a later call with fewer queries allocates
+    // nothing: a stream of long chunks has few queries only at its end.
+    const Index longest = kv_sequences.max_length(),
+                splits = longest > Splits::keys ? cuda::pieces(longest, Splits::keys) : 1;
+    Division by{group, std::clamp<Index>(in.value_width, 1, Attend::max_columns),
+                Splits{splits, std::min(rows, Splits::max_rows), in.num_heads / group}};
+    if (splits > 1) {
+      const Index places = by.splits.at(in.sequences, 0, 0, 0);
+      by.memory = core_.device_arena().allocate(static_cast<std::size_t>(places * (in.value_width + 2)) * sizeof(T));
+      T* memory = static_cast<T*>(by.memory.data());
+      by.partials = {memory, memory + places * in.value_width, memory + places * (in.value_width + 1)};
+    }
+    // Tiles as high as their rows and shared memory allow; the height changes no bits.
+    const auto fits = [&](std::size_t bytes) { return bytes <= cuda::max_shared_bytes; };
+    const bool relative = in.p != nullptr;
+    if (rows > 32 && fits(cuda::Attend<T, 4, Rows>::bytes(by.columns, relative)))
+      launch_attend<4>(in, k, v, q_sequences, by, out, logsumexp);
+    else if (rows > 16 && fits(cuda::Attend<T, 2, Rows>::bytes(by.columns, relative)))
+      launch_attend<2>(in, k, v, q_sequences, by, out, logsumexp);
+    else
+      launch_attend<1>(in, k, v, q_sequences, by, out, logsumexp);
+    if (splits > 1)
+      launch(core_.stream(), "attend: merge", {in.sequences * by.splits.head_blocks * by.splits.rows},
+             cuda::MergeSplits<T>{in, out.data(), logsumexp, group, by.splits, by.partials});
+    return out;
+  }
+  template <int RowsEach, class Rows>
+  void launch_attend(const cuda::AttendOperands<T>& in, const Rows& k, const Rows& v, const Sequences& q_sequences,
+                     const Division& by, Tensor& out, T* logsumexp) {
+    using Attend = cuda::Attend<T, RowsEach, Rows>;
+    const Index slots = cuda::tile_slots(q_sequences.rows(), in.sequences, by.group, Attend::rows),
+                parts = std::max<Index>(1, cuda::pieces(in.value_width, by.columns));
+    launch(core_.stream(), "attend", {slots * by.splits.per_sequence, by.splits.head_blocks * parts},
+           Attend{in, k, v, out.data(), logsumexp, by.group, by.columns, by.splits, by.partials},
+           Attend::bytes(by.columns, in.p != nullptr));
+  }
+
+  CudaCore<T>& core_;
+};
+
+LACONIC_COMPILE_CUDA_CLASS(CudaAttention);
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
