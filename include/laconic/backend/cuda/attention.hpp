@@ -3,10 +3,13 @@
 
 #include <laconic/backend/checks/attention.hpp>
 #include <laconic/backend/cuda/core.hpp>
+#include <laconic/backend/cuda/kernels/attention_backward.hpp>
 #include <laconic/backend/cuda/kernels/attention_forward.hpp>
+#include <laconic/backend/cuda/kernels/elementwise.hpp>
 #include <laconic/backend/cuda/row_cache.hpp>
 
 #include <algorithm>
+#include <utility>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -45,6 +48,49 @@ class CudaAttention {
     const auto in = trained_operands(q, k, v, shape, q_sequences, kv_sequences, relative, dropout);
     logsumexp = core_.make(q.rows(), shape.num_heads);
     return attend_rows(in, whole(k, kv_sequences), whole(v, kv_sequences), q_sequences, kv_sequences, logsumexp.data());
+  }
+
+  /// Holds the derivatives of `attend`, each with the shape of its argument.
+  struct AttendDerivative {
+    Tensor dq;           ///< derivative by the queries
+    Tensor dk;           ///< derivative by the keys
+    Tensor dv;           ///< derivative by the values
+    Tensor dtable;       ///< derivative by the table of positions; empty without one
+    Tensor dposition_q;  ///< derivative by the queries that meet the table; empty if they are q
+  };
+  /// Returns the derivatives of `attend_train` and adds those by the position biases to their gradients. It recomputes
+  /// the weights from q, k and logsumexp, so nothing of size queries x keys is kept.
+  AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const AttendShape& shape, const Sequences& q_sequences,
+                                   const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
+                                   const DropoutMask& dropout, const Tensor& logsumexp) {
+    const auto in = trained_operands(q, k, v, shape, q_sequences, kv_sequences, relative, dropout);
+    cuda::AttendGradientOperands<T> of{in, whole(k, kv_sequences), whole(v, kv_sequences), dout.data(),
+                                       logsumexp.data()};
+    AttendDerivative d{
+        core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()), core_.make(v.rows(), v.cols()), {}, {}};
+    using Dots = cuda::AttendDots<T>;
+    Tensor dots = core_.make(q.rows(), shape.num_heads);
+    launch(core_.stream(), "attend_backward: dots",
+           {cuda::tile_slots(q.rows(), in.sequences, 1, Dots::rows), in.num_heads}, Dots{of, dots.data()},
+           Dots::bytes(in.p != nullptr));
+    of.dots = dots.data();
+    launch_gradient<cuda::AttendQueryGradient<T>>(of, q.rows(), in.num_heads, in.key_width, d.dq);
+    launch_gradient<cuda::AttendKeyGradient<T, false>>(of, k.rows(), in.num_kv_heads, in.key_width, d.dk);
+    launch_gradient<cuda::AttendKeyGradient<T, true>>(of, k.rows(), in.num_kv_heads, in.value_width, d.dv);
+    if (in.p == nullptr) return d;
+
+    Tensor dposition_q = core_.make(q.rows(), in.num_heads * in.position_width);
+    launch_gradient<cuda::AttendPositionGradient<T>>(of, q.rows(), in.num_heads, in.position_width, dposition_q);
+    if (relative.pos_bias_u != nullptr) core_.add_column_sums(d.dq, *relative.pos_bias_u);
+    if (relative.pos_bias_v != nullptr) core_.add_column_sums(dposition_q, *relative.pos_bias_v);
+    d.dtable = table_gradient(of, relative.table);
+    if (relative.query.empty())
+      for_each(core_.stream(), "attend_backward: dq", d.dq.size(),
+               cuda::Add<T>{d.dq.data(), dposition_q.data(), d.dq.data(), T(1)});
+    else
+      d.dposition_q = std::move(dposition_q);
+    return d;
   }
 
   /// Returns a table of relative positions as `attend` reads it, which is as it is.
@@ -108,7 +154,6 @@ class CudaAttention {
   Tensor attend_rows(const cuda::AttendOperands<T>& in, const Rows& k, const Rows& v, const Sequences& q_sequences,
                      const Sequences& kv_sequences, T* logsumexp) {
     using Splits = cuda::AttendSplits;
-    using Attend = cuda::Attend<T, 1, Rows>;
     Tensor out = core_.make(q_sequences.rows(), in.num_heads * in.value_width);
     // With relative positions each head reads columns of the table of its own, so that a tile has one head.
     const Index group = in.p != nullptr ? 1 : in.num_heads / in.num_kv_heads;
@@ -117,7 +162,7 @@ class CudaAttention {
     // nothing: a stream of long chunks has few queries only at its end.
     const Index longest = kv_sequences.max_length(),
                 splits = longest > Splits::keys ? cuda::pieces(longest, Splits::keys) : 1;
-    Division by{group, std::clamp<Index>(in.value_width, 1, Attend::max_columns),
+    Division by{group, std::clamp<Index>(in.value_width, 1, cuda::Attend<T, 1, Rows>::max_columns),
                 Splits{splits, std::min(rows, Splits::max_rows), in.num_heads / group}};
     if (splits > 1) {
       const Index places = by.splits.at(in.sequences, 0, 0, 0);
@@ -148,6 +193,39 @@ class CudaAttention {
     launch(core_.stream(), "attend", {slots * by.splits.per_sequence, by.splits.head_blocks * parts},
            Attend{in, k, v, out.data(), logsumexp, by.group, by.columns, by.splits, by.partials},
            Attend::bytes(by.columns, in.p != nullptr));
+  }
+
+  /// Returns the columns of a block, for a derivative of so many columns a head.
+  template <class Pairs>
+  static Index block_columns(Index width) {
+    return std::max<Index>(1, cuda::pieces(width, std::max<Index>(1, cuda::pieces(width, Pairs::max_columns))));
+  }
+  /// Runs a kernel for a derivative (rows, heads * width) of packed sequences.
+  template <class Gradient>
+  void launch_gradient(const cuda::AttendGradientOperands<T>& of, Index rows, Index heads, Index width, Tensor& to) {
+    const Index columns = block_columns<typename Gradient::Pairs>(width);
+    launch(core_.stream(), "attend_backward",
+           {cuda::tile_slots(rows, of.in.sequences, 1, Gradient::rows), heads * cuda::pieces(width, columns)},
+           Gradient{of, to.data(), columns}, Gradient::Pairs::bytes(columns, of.in.p != nullptr));
+  }
+  /// Returns the derivative by the table. Where it has few tiles, ranges of sequences are blocks of their own, whose
+  /// sums are added afterwards.
+  Tensor table_gradient(const cuda::AttendGradientOperands<T>& of, const Tensor& table) {
+    using Gradient = cuda::AttendTableGradient<T>;
+    constexpr Index enough_blocks = 512, max_ranges = 16;
+    const Index columns = block_columns<typename Gradient::Pairs>(of.in.position_width),
+                tiles = cuda::pieces(table.rows(), Gradient::rows),
+                parts = of.in.num_heads * cuda::pieces(of.in.position_width, columns),
+                ranges = std::clamp<Index>(enough_blocks / (tiles * parts), 1,
+                                           std::clamp<Index>(of.in.sequences, 1, max_ranges));
+    Tensor sums = core_.make(ranges * table.rows(), table.cols());
+    launch(core_.stream(), "attend_backward: dtable", {tiles * ranges, parts},
+           Gradient{of, sums.data(), columns, ranges}, Gradient::Pairs::bytes(columns, true));
+    if (ranges == 1) return sums;
+    Tensor dtable = core_.make(table.rows(), table.cols());
+    for_each(core_.stream(), "attend_backward: dtable", dtable.size(),
+             cuda::SumOfParts<T>{sums.data(), dtable.data(), ranges, dtable.size()});
+    return dtable;
   }
 
   CudaCore<T>& core_;
