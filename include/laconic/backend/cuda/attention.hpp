@@ -6,9 +6,11 @@
 #include <laconic/backend/cuda/kernels/attention_backward.hpp>
 #include <laconic/backend/cuda/kernels/attention_forward.hpp>
 #include <laconic/backend/cuda/kernels/elementwise.hpp>
+#include <laconic/backend/cuda/kernels/linear_attention.hpp>
 #include <laconic/backend/cuda/row_cache.hpp>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace laconic {
@@ -97,6 +99,44 @@ class CudaAttention {
   Tensor prepare_table(const Tensor& table, Index num_heads) {
     checks::prepare_table(table, num_heads);
     return table;
+  }
+
+  /// Returns linear attention (rows, num_heads * V). `states`, if not null, is (sequences, num_kv_heads * K * (V + 1))
+  /// and is updated. Throws `Error` for shapes that do not fit and for a mask with a limited left context.
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                       const Sequences& sequences, Tensor* states = nullptr) {
+    checks::linear_attend(q, k, v, shape, sequences);
+    const Index width = v.cols() / shape.num_kv_heads;
+    if (states != nullptr) checks::linear_attend_states(*states, sequences, k.cols() * (width + 1));
+    const Tensor sums = linear_sums(q, k, v, shape, sequences, states == nullptr ? nullptr : states->data());
+    Tensor out = core_.make(q.rows(), shape.num_heads * width);
+    for_each(core_.stream(), "linear_attend", out.size(), cuda::LinearNormalize<T>{sums.data(), out.data(), width});
+    return out;
+  }
+  /// Holds the derivatives of `linear_attend`, each with the shape of its argument.
+  struct LinearAttendDerivative {
+    Tensor dq;  ///< derivative by the queries
+    Tensor dk;  ///< derivative by the keys
+    Tensor dv;  ///< derivative by the values
+  };
+  /// Returns the derivatives of `linear_attend` without states.
+  LinearAttendDerivative linear_attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                                const AttendShape& shape, const Sequences& sequences) {
+    checks::linear_attend(q, k, v, shape, sequences);
+    const Index heads = shape.num_heads, kv_heads = shape.num_kv_heads, key_width = q.cols() / heads,
+                width = v.cols() / kv_heads;
+    Tensor g = linear_sums(q, k, v, shape, sequences, nullptr);
+    launch(core_.stream(), "linear_attend_backward", {q.rows() * heads},
+           cuda::LinearNormalizeBackward<T>{dout.data(), g.data(), width});
+    const cuda::HeadFeatures<T> features_q{q.data(), heads, key_width}, features_k{k.data(), kv_heads, key_width};
+    const cuda::HeadRowsAndOne<T> values{v.data(), kv_heads, width + 1};
+    const cuda::HeadRows<T> all_g{g.data(), heads, width + 1, width + 1}, value_g{g.data(), heads, width, width + 1};
+    LinearAttendDerivative d{core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()),
+                             core_.make(v.rows(), v.cols())};
+    sum_over_time(all_g, values, features_k, shape, sequences, false, d.dq.data(), nullptr, q.data());
+    sum_over_time(values, all_g, features_q, shape, sequences, true, d.dk.data(), nullptr, k.data());
+    sum_over_time(features_k, features_q, value_g, shape, sequences, true, d.dv.data(), nullptr, nullptr);
+    return d;
   }
 
  protected:
@@ -226,6 +266,40 @@ class CudaAttention {
     for_each(core_.stream(), "attend_backward: dtable", dtable.size(),
              cuda::SumOfParts<T>{sums.data(), dtable.data(), ranges, dtable.size()});
     return dtable;
+  }
+
+  /// Returns numerators and denominators of linear attention, (rows, num_heads * (V + 1)).
+  Tensor linear_sums(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                     const Sequences& sequences, T* states) {
+    const Index key_width = q.cols() / shape.num_heads, width = v.cols() / shape.num_kv_heads;
+    Tensor sums = core_.make(q.rows(), shape.num_heads * (width + 1));
+    sum_over_time(cuda::HeadFeatures<T>{q.data(), shape.num_heads, key_width},
+                  cuda::HeadFeatures<T>{k.data(), shape.num_kv_heads, key_width},
+                  cuda::HeadRowsAndOne<T>{v.data(), shape.num_kv_heads, width + 1}, shape, sequences, false,
+                  sums.data(), states, nullptr);
+    return sums;
+  }
+  /// Runs `LinearSums`, backwards in time with the sums of all heads of a group, or forwards.
+  template <class X, class Y, class Z>
+  void sum_over_time(const X& x, const Y& y, const Z& z, const AttendShape& shape, const Sequences& sequences,
+                     bool backwards, T* to, T* states, const T* slope_at) {
+    using Kernel = cuda::LinearSums<T, X, Y, Z>;
+    const Index columns = Kernel::columns_for(y.width, z.width);
+    const Index chunk = shape.mask.chunk == Mask::unlimited ? std::numeric_limits<Index>::max() : shape.mask.chunk;
+    launch(core_.stream(), "linear_attend", {sequences.size(), shape.num_kv_heads * cuda::pieces(z.width, columns)},
+           Kernel{x,
+                  y,
+                  z,
+                  core_.offsets_of(sequences),
+                  {chunk, backwards},
+                  shape.num_kv_heads,
+                  shape.num_heads / shape.num_kv_heads,
+                  backwards,
+                  to,
+                  states,
+                  slope_at,
+                  columns},
+           Kernel::bytes(y.width, columns));
   }
 
   CudaCore<T>& core_;
