@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cuda/attention.hpp>
 #include <laconic/backend/cuda/caches.hpp>
 #include <laconic/backend/cuda/convolution.hpp>
 #include <laconic/backend/cuda/core.hpp>
@@ -11,8 +12,15 @@
 #include <laconic/backend/cuda/positions.hpp>
 #include <laconic/backend/cuda/training.hpp>
 
+#include <optional>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+/// Selects a GPU.
+struct CudaDevice {
+  int number = 0;  ///< its number, from 0
+};
 
 /// Computes on a GPU. Tensors and prepared parameters are in its memory; the host waits only where a result is read.
 /// Models are prepared before they run. Results do not depend on the rest of a batch. One context belongs to one
@@ -20,20 +28,21 @@ inline namespace LACONIC_ABI {
 /// primitive computes.
 template <class T = float>
 class Cuda : public CudaCore<T>,
-             public CudaNorms<T>,
-             public CudaElementwise<T>,
              public CudaLinear<T>,
-             public CudaConvolution<T>,
-             public CudaLosses<T>,
+             public CudaNorms<T>,
              public CudaPositions<T>,
+             public CudaElementwise<T>,
+             public CudaConvolution<T>,
+             public CudaAttention<T>,
              public CudaCaches<T>,
+             public CudaLosses<T>,
              public CudaTraining<T> {
  public:
   /// Names the type of the elements.
   using Scalar = T;
   /// Names the type of the values that primitives take and return.
   using Tensor = CudaTensor<T>;
-  /// Names the type of a cache of rows.
+  /// Names the type of the caches of streams.
   using Cache = CudaRowCache<T>;
   /// Names the type of a view of cached rows and the rows after them.
   using CachedRows = CudaCachedRows<T>;
@@ -44,19 +53,24 @@ class Cuda : public CudaCore<T>,
   /// Says that models are prepared before they run.
   static constexpr bool computes_on_host = false;
 
-  /// Makes a context on the device of this number. Throws `Error` if there is none.
-  explicit Cuda(int device = 0)
-      : CudaCore<T>(device),
-        CudaNorms<T>(core()),
-        CudaElementwise<T>(core()),
-        CudaLinear<T>(core()),
-        CudaConvolution<T>(core()),
-        CudaLosses<T>(core()),
-        CudaPositions<T>(core()),
-        CudaCaches<T>(core()),
-        CudaTraining<T>(core()) {}
+  /// Makes a context on the current device of this thread, which is the first one unless the program has chosen another
+  /// (cudaSetDevice). Throws `Error` if there is none.
+  Cuda() : Cuda(std::optional<int>()) {}
+  /// Makes a context on this device, which becomes the current one. Throws `Error` if it is not there.
+  explicit Cuda(CudaDevice device) : Cuda(std::optional<int>(device.number)) {}
 
  private:
+  explicit Cuda(std::optional<int> device)
+      : CudaCore<T>(device),
+        CudaLinear<T>(core()),
+        CudaNorms<T>(core()),
+        CudaPositions<T>(core()),
+        CudaElementwise<T>(core()),
+        CudaConvolution<T>(core()),
+        CudaAttention<T>(core()),
+        CudaCaches<T>(core()),
+        CudaLosses<T>(core()),
+        CudaTraining<T>(core()) {}
   CudaCore<T>& core() { return *this; }
 };
 

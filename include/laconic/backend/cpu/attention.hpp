@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/checks/attention.hpp>
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/attention_backward.hpp>
 #include <laconic/backend/cpu/kernels/attention_forward.hpp>
@@ -87,8 +88,7 @@ class CpuAttention {
 
   /// Returns a table of relative positions in panels, as `attend` reads it. table (2 * span - 1, num_heads * head_dim).
   Tensor prepare_table(const Tensor& table, Index num_heads) {
-    require(num_heads > 0 && table.cols() % num_heads == 0, "prepare_table: ", table.cols(), " channels given for ",
-            num_heads, " heads");
+    checks::prepare_table(table, num_heads);
     Tensor out = core_.make(kernels::packed_table_rows<T>(table.rows()), table.cols());
     kernels::pack_table(core_.threads(), table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
     return out;
@@ -99,11 +99,7 @@ class CpuAttention {
   Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                        const Sequences& sequences, Tensor* states = nullptr) {
     const auto in = linear_operands(q, k, v, shape, sequences);
-    require(states == nullptr || (states->rows() == sequences.size() &&
-                                  states->cols() == in.num_kv_heads * in.key_width * (in.value_width + 1)),
-            "linear_attend: states of (", states == nullptr ? 0 : states->rows(), ", ",
-            states == nullptr ? 0 : states->cols(), ") given, (", sequences.size(), ", ",
-            in.num_kv_heads * in.key_width * (in.value_width + 1), ") expected");
+    if (states != nullptr) checks::linear_attend_states(*states, sequences, in.num_kv_heads * in.state_size());
     Tensor out = core_.make(q.rows(), in.num_heads * in.value_width);
     kernels::linear_attend(core_.threads(), core_.arena(), in, out.data(),
                            states == nullptr ? nullptr : states->data());
@@ -133,77 +129,38 @@ class CpuAttention {
   kernels::AttendOperands<T> whole_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                             const Sequences& q_sequences, const Sequences& kv_sequences,
                                             const RelativeTerm<Tensor, T>& relative) {
-    require(!relative.packed, "attend: a packed table given, which can only be run; one as it is expected to train");
+    checks::trainable_term(relative);
     return attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
   kernels::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
                                              const AttendShape& shape, const Sequences& q_sequences,
                                              const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
-    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
-    const Tensor &k = keys.rows, &v = values.rows;
-    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
-                q.cols() == width * shape.num_heads && k.cols() == width * shape.num_kv_heads &&
-                v.cols() % shape.num_kv_heads == 0,
-            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
-            " heads over ", shape.num_kv_heads, " key-value heads do not divide");
-    // With caches, the new keys and values are the rows of the queries.
-    const bool cached = keys.cache != nullptr;
-    const Sequences& fresh = cached ? q_sequences : kv_sequences;
-    require(q.rows() == q_sequences.rows() && k.rows() == fresh.rows() && v.rows() == k.rows() &&
-                q_sequences.size() == kv_sequences.size() && cached == (values.cache != nullptr),
-            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
-            q_sequences.rows(), " and ", fresh.rows());
-    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ",
-            shape.mask.left_context, " given, at least 1 and 0 expected, or neither");
+    checks::attend(q, keys, values, shape, q_sequences, kv_sequences);
+    const Sequences& fresh = keys.cache != nullptr ? q_sequences : kv_sequences;
     const auto rows_of = [&](const CachedRows& x) {
       return kernels::AttendRows<T>{x.rows.data(), x.rows.cols(), &fresh, x.cache, x.slots};
     };
-    kernels::AttendOperands<T> in{shape,    &q_sequences,  &kv_sequences,  width, v.cols() / shape.num_kv_heads,
-                                  q.data(), rows_of(keys), rows_of(values)};
-    for (Index n = 0; cached && n < kv_sequences.size(); ++n)
-      for (const auto* rows : {&in.k, &in.v})
-        require(rows->cached(n) + fresh.length(n) == kv_sequences.length(n), "attend: sequence ", n, " has ",
-                rows->cached(n), " cached rows and ", fresh.length(n), " new ones, ", kv_sequences.length(n),
-                " expected");
+    kernels::AttendOperands<T> in{
+        shape,    &q_sequences,  &kv_sequences,  q.cols() / shape.num_heads, values.rows.cols() / shape.num_kv_heads,
+        q.data(), rows_of(keys), rows_of(values)};
     if (relative.table.empty()) return in;
+    const Index table_rows = relative.table.rows() - (relative.packed ? kernels::packed_table_rows<T>(0) : 0);
+    checks::relative_term(q, relative, table_rows, shape, q_sequences, kv_sequences);
     const Tensor& query = relative.query.empty() ? q : relative.query;
-    require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
-            "attend: the queries for relative positions are (", query.rows(), ", ", query.cols(), "), expected ",
-            q.rows(), " rows for ", shape.num_heads, " heads");
-    const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
-      require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(),
-              " given, ", cols, " expected");
-      return p == nullptr ? nullptr : kernels::values_of(*p);
-    };
+    const auto values_of = [](const Parameter<T>* p) { return p == nullptr ? nullptr : kernels::values_of(*p); };
     in.p = relative.table.data();
-    in.u = bias(relative.pos_bias_u, q.cols());
-    in.w = bias(relative.pos_bias_v, query.cols());
+    in.u = values_of(relative.pos_bias_u);
+    in.w = values_of(relative.pos_bias_v);
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
     in.packed_table = relative.packed;
-    const Index table_rows = relative.table.rows() - (relative.packed ? kernels::packed_table_rows<T>(0) : 0);
     in.span = (table_rows + 1) / 2;
-    require(relative.table.cols() == query.cols() && table_rows % 2 == 1 && in.span >= kv_sequences.max_length(),
-            "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(),
-            "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
-    for (Index n = 0; n < q_sequences.size(); ++n)
-      require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n),
-              " queries and ", kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
     return in;
   }
   kernels::LinearAttendOperands<T> linear_operands(const Tensor& q, const Tensor& k, const Tensor& v,
                                                    const AttendShape& shape, const Sequences& sequences) {
+    checks::linear_attend(q, k, v, shape, sequences);
     const Index heads = shape.num_heads, kv_heads = shape.num_kv_heads;
-    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols() % heads == 0 &&
-                k.cols() == q.cols() / heads * kv_heads && v.cols() % kv_heads == 0,
-            "linear_attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", heads,
-            " heads over ", kv_heads, " key-value heads do not divide");
-    require(q.rows() == sequences.rows() && k.rows() == q.rows() && v.rows() == q.rows(),
-            "linear_attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
-            sequences.rows());
-    require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ",
-            shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given; its state cannot forget, so an unlimited left context is expected");
     return {heads,    kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads,
             q.data(), k.data(), v.data()};
   }

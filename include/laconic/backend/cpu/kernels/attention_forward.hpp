@@ -21,7 +21,7 @@ inline constexpr Index attend_split_keys = attend_split_from / 2;
 
 /// Divides the keys of each sequence into splits, holds the partial results, and merges them (Dao et al. 2023,
 /// "Flash-Decoding"). Only the shape of a sequence decides, so results depend neither on threads nor on other
-/// sequences. With dropout there is one split, since dropout decisions are counted from the first key of a tile.
+/// sequences. With dropout there is one split: a training pass has many queries.
 template <class T>
 class AttendSplits {
  public:

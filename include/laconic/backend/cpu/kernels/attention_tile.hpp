@@ -319,9 +319,11 @@ struct AttendTile {
     const Index begin = std::clamp<Index>(seen.begin - key, 0, keys);
     return {begin, std::clamp(seen.end - key, begin, keys)};
   }
-  /// Returns the index of the dropout decision for query i and the first key of the tile.
+  /// Returns the index of the dropout decision for query i and the first key of the tile. The decisions of a query are
+  /// numbered by the keys of its sequence, so that they do not depend on where tiles begin.
   std::uint64_t dropout_index(Index i) const {
-    return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
+    return (static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24) +
+           static_cast<std::uint64_t>(key);
   }
 
   /// Computes scores_ij = scale (q_i + u) . k_j for the whole tile, and by_position for scale (position_q_i + w) . p_(i
