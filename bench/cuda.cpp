@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// Times the kernels of the CUDA backend, an encoder and a training step on this machine's GPU, next to what bounds them.
-// Built where -DLACONIC_CUDA=ON was given; scripts/gpu-check builds and runs it.
+// Times the kernels of the CUDA backend, an encoder and a training step on this machine's GPU, next to what bounds
+// them. Built where -DLACONIC_CUDA=ON was given; scripts/gpu-check builds and runs it.
 //
 //   build/cuda/bench/cuda --benchmark_counters_tabular=true [--benchmark_filter=attend]
 //   build/cuda/bench/cuda --benchmark_out=cuda.json
@@ -127,7 +127,8 @@ void add_attention() {
 void add_others() {
   constexpr Index rows = 16000, channels = 512;
   add("layer_norm", 0, megabytes({2 * rows * channels}), [](Gpu& gpu) {
-    return [&gpu, x = gpu.input(noise(rows, channels)), norm = on(gpu, LayerNorm<float>(channels))] { (*norm)(gpu, x); };
+    return
+        [&gpu, x = gpu.input(noise(rows, channels)), norm = on(gpu, LayerNorm<float>(channels))] { (*norm)(gpu, x); };
   });
   add("glu", 0, megabytes({3 * rows * channels}),
       [](Gpu& gpu) { return [&gpu, x = gpu.input(noise(rows, 2 * channels))] { gpu.glu(x); }; });

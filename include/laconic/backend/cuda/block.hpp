@@ -40,7 +40,7 @@
 #if defined(__CUDACC__)
 #define LACONIC_DEVICE __device__ __forceinline__
 #else
-#define LACONIC_DEVICE
+#define LACONIC_DEVICE inline
 #endif
 
 namespace laconic {

@@ -9,6 +9,7 @@
 #include <laconic/backend/kept_tensors.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <memory>
@@ -155,15 +156,21 @@ class CudaCore {
     stream_->to_device(out.memory.data(), values.data(), values.size_bytes());
     return out;
   }
-  /// Returns the offsets of sequences, (size + 1), on the device, where they stay for the next primitives of a pass.
+  /// Returns the offsets of sequences, (size + 1), on the device, where they stay for the next primitives of a pass: at
+  /// least until 15 others have been asked for.
   const Index* offsets_of(const Sequences& sequences) {
-    for (const Offsets& one : offsets_)
-      if (!one.memory.memory.empty() && one.sequences.identity() == sequences.identity()) return one.memory.data();
-    Offsets& next = offsets_[next_offsets_++ % offsets_.size()];
-    const auto count = static_cast<std::size_t>(sequences.size()) + 1;
-    // The copy keeps the offsets' memory alive, so that no other sequences can have the same identity.
-    next = {sequences, upload(std::span(static_cast<const Index*>(sequences.identity()), count))};
-    return next.memory.data();
+    const auto is_here = [&](const Offsets& one) {
+      return !one.memory.memory.empty() && one.sequences.identity() == sequences.identity();
+    };
+    const auto found = std::find_if(offsets_.begin(), offsets_.end(), is_here);
+    const auto place = found == offsets_.end() ? offsets_.end() - 1 : found;
+    std::rotate(offsets_.begin(), place, place + 1);  // the latest first, so that the last was not used for longest
+    if (found == offsets_.end()) {
+      const auto count = static_cast<std::size_t>(sequences.size()) + 1;
+      // The copy keeps the offsets' memory alive, so that no other sequences can have the same identity.
+      offsets_.front() = {sequences, upload(std::span(static_cast<const Index*>(sequences.identity()), count))};
+    }
+    return offsets_.front().memory.data();
   }
   /// Returns the sum of term(i), in double, for i in [0, size). Waits for it. F is as in `cuda::for_each`.
   template <class F>
@@ -220,7 +227,6 @@ class CudaCore {
   Arena device_arena_{MemorySource{cuda::allocate, cuda::release}};
   KeptTensors<Tensor> kept_{};
   std::array<Offsets, 16> offsets_{};
-  std::size_t next_offsets_ = 0;
 };
 
 LACONIC_COMPILE_CUDA_CLASS(CudaCore);

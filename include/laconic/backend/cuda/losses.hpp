@@ -151,5 +151,7 @@ class CudaLosses {
   CudaCore<T>& core_;
 };
 
+LACONIC_COMPILE_CUDA_CLASS(CudaLosses);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -221,5 +221,7 @@ class CudaNorms {
   CudaCore<T>& core_;
 };
 
+LACONIC_COMPILE_CUDA_CLASS(CudaNorms);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic

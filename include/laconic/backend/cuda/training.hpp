@@ -133,5 +133,7 @@ class CudaTraining {
   CudaCore<T>& core_;
 };
 
+LACONIC_COMPILE_CUDA_CLASS(CudaTraining);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -3,6 +3,8 @@
 
 #include <laconic/backend/cuda/block.hpp>
 
+#include <cstddef>
+
 // Sums of columns over time, in double. The rows of a sequence are cut into chunks from its first row on; a block sums
 // 32 columns of a chunk, and a second kernel joins the chunks of each sequence. So the order of a sum depends on the
 // length of its sequence only, and a long sequence keeps many blocks busy.
@@ -120,9 +122,9 @@ struct ChunkSums {
 
 /// Adds up the parts (chunks, sums, cols) of each group. Writes to[k] (groups, cols), the rows of which are `stride`
 /// elements apart: sum k, or its mean over the rows of the group.
-template <class T, int Sums>
+template <class T, std::size_t Sums>
 struct JoinChunks {
-  static constexpr int sums = Sums;
+  static constexpr int sums = static_cast<int>(Sums);
   const double* parts;
   RowGroups groups;
   T* to[Sums];

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/kernels/columns.hpp>
+#include <laconic/backend/cuda/kernels/row_sums.hpp>
 
 #include <cmath>
 #include <limits>
@@ -121,7 +121,7 @@ struct CtcDerivative {
   CtcBatch<T> of;
   T* derivative;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const Index n = last_at_most(of.sequences, block.x(), [&](Index i) { return of.offsets[i]; });
+    const Index n = sequence_of(of.offsets, of.sequences, block.x());
     const Index first_label = of.label_offsets[n], labels = of.label_offsets[n + 1] - first_label;
     const bool none = of.log_likelihoods[n] == -std::numeric_limits<double>::infinity();
     const T* log_probs = of.log_probs + block.x() * of.vocab;
