@@ -3,6 +3,7 @@
 // laconic align: when each word of a known text is said in a recording.
 #include "commands.hpp"
 #include "common/transcripts.hpp"
+#include "device_option.hpp"
 
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
@@ -15,6 +16,7 @@ namespace {
 using namespace laconic;
 
 struct AlignOptions : CommonOptions {
+  DeviceOption device;
   std::string model, audio, text, text_file;
   TranscriptOptions transcripts;
 };
@@ -39,9 +41,9 @@ void say_what_is_not_written(const AlignedText& aligned) {
 
 void align(const AlignOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
-  recognizer.prepare(o.threads);
+  recognizer.prepare(o.threads, o.device.chosen());
   AudioReader audio(o.audio, recognizer.config().features.fbank.sample_rate);
-  Workspace workspace(o.threads);
+  Workspace workspace(o.threads, recognizer.device());
   const AlignedText aligned =
       recognizer.align(audio, lines_of(o), workspace, {.window_seconds = o.transcripts.window_seconds});
   say_what_is_not_written(aligned);
@@ -82,6 +84,7 @@ void add_align_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("align", "say when each line and word of a known text is said in a recording");
   const auto o = std::make_shared<AlignOptions>();
   o->add_to(*command);
+  o->device.add_to(*command);
   command->add_option("--model", o->model, "model folder")->required()->type_name("DIR");
   command->add_option("audio", o->audio, "WAV, FLAC or Ogg file")->required()->type_name("FILE");
   CLI::Option_group* given = command->add_option_group("the text");

@@ -15,5 +15,6 @@ void add_compare_command(CLI::App& app);
 void add_transcribe_command(CLI::App& app);
 void add_align_command(CLI::App& app);
 void add_profile_command(CLI::App& app);
+void add_devices_command(CLI::App& app);
 void add_gpt_command(CLI::App& app);
 void add_mnist_command(CLI::App& app);

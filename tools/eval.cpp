@@ -5,6 +5,7 @@
 #include "common/portions.hpp"
 #include "common/status_line.hpp"
 #include "decoding_options.hpp"
+#include "device_option.hpp"
 #include "eval_corpus.hpp"
 #include "eval_details.hpp"
 #include "stream_options.hpp"
@@ -30,6 +31,7 @@ using namespace laconic;
 using namespace eval_parts;
 
 struct EvalOptions : CommonOptions {
+  DeviceOption device;
   std::string model, data, transcripts, normalize = "none";
   StreamOptions stream;
   DecodingOptions decoding;
@@ -204,7 +206,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
       portion.not_whole =
           std::count_if(data.examples.begin(), data.examples.end(), [](const Example& e) { return !e.is_whole; });
       notes.insert(notes.end(), data.notes.begin(), data.notes.end());
-      Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
+      Workspace workspace(o.threads, recognizer.device());  // its memory goes with the portion, for the next one has other shapes
       portion.whole = recognizer.evaluate(data, workspace, how);
       texts.count_again(own, portion.whole);
       if (o.stream.streaming) {
@@ -277,7 +279,7 @@ void eval(const EvalOptions& o) {
   const ComparedTexts texts(recognizer.vocabulary(), o.normalization());
   say("reading ", corpus.size(), " utterances ...");
   const PartialFile partial(o, recognizer, corpus);
-  recognizer.prepare(o.threads);
+  recognizer.prepare(o.threads, o.device.chosen());
   const Findings found = evaluate_in_portions(o, recognizer, corpus, texts, partial);
   if (processes().rank() > 0) return;
   const UnknownTokens unknown(corpus.utterances, recognizer.vocabulary());
@@ -368,6 +370,7 @@ void add_eval_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("eval", "word error rate of a model on a corpus, with its 95% interval");
   const auto o = std::make_shared<EvalOptions>();
   o->add_to(*command);
+  o->device.add_to(*command);
   command->add_option("--model", o->model, "model folder")->required()->type_name("DIR");
   command->add_option("--data", o->data, "manifest or LibriSpeech folder")->required()->type_name("PATH");
   command

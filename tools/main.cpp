@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   add_transcribe_command(app);
   add_align_command(app);
   add_profile_command(app);
+  add_devices_command(app);
   add_gpt_command(app);
   add_mnist_command(app);
   return run_app(app, argc, argv);

@@ -6,6 +6,7 @@
 #include "common/cli.hpp"
 #include "common/gnuplot.hpp"
 #include "common/table.hpp"
+#include "device_option.hpp"
 #include "profile_report.hpp"
 
 #include <laconic/core/white_noise.hpp>
@@ -28,6 +29,7 @@ constexpr Index default_chunk = 8, default_left_context = 32;
 constexpr double enough_seconds = 10;  // that one length is measured for, where passes are slow
 
 struct ProfileOptions : CommonOptions {
+  DeviceOption device;
   std::string name, model, plot, cache = "float", weights = "float";
   Index frames = 1000, repeats = 5;
   std::optional<Index> chunk, left_context;  // as the model says; a left context of -1 is all
@@ -100,7 +102,7 @@ void measure_encoding(const Recognizer& recognizer, const ProfileOptions& o, Pro
     const Index n = p.frames / part;
     say("encoding ", n, " frames ...");
     const auto features = white_noise<float>(costs.rows_of(n), p.config.encoder.num_mels, "features");
-    Workspace workspace(o.threads);
+    Workspace workspace(o.threads, recognizer.device());
     const auto once = [&] {
       const auto start = Clock::now();
       const auto logits = recognizer.logits(features, workspace);
@@ -214,7 +216,7 @@ void profile(const ProfileOptions& o) {
   p.storage = from_name<Storage>(o.cache).value();
   p.weights = from_name<Storage>(o.weights).value();
   Recognizer recognizer = load(o, p);
-  recognizer.prepare(p.weights, o.threads);
+  recognizer.prepare(p.weights, o.threads, o.device.chosen());
   p.weight_bytes = recognizer.weight_bytes();
   const EncoderConfig& c = p.config.encoder;
   p.chunk = o.chunk.value_or(c.chunk > 0 ? c.chunk : default_chunk);
@@ -242,6 +244,7 @@ void add_profile_command(CLI::App& app) {
       app.add_subcommand("profile", "what a model costs: parameters, cache, operations, memory, latency by length");
   const auto o = std::make_shared<ProfileOptions>();
   o->add_to(*command);
+  o->device.add_to(*command);
   CLI::Option* name =
       command->add_option("--name", o->name, "a published model by its name, as --list prints it, with random weights");
   CLI::Option* model =

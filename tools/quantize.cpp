@@ -3,6 +3,7 @@
 // laconic quantize: a model with its weights rounded, and what that changes.
 #include "commands.hpp"
 #include "common/cli.hpp"
+#include "device_option.hpp"
 
 #include <laconic/convert/deviation.hpp>
 #include <laconic/recognition/dataset.hpp>
@@ -13,6 +14,7 @@ namespace {
 using namespace laconic;
 
 struct QuantizeOptions : CommonOptions {
+  DeviceOption device;
   std::string input, output, data, weights = "int8";
 };
 
@@ -60,9 +62,9 @@ void quantize(const QuantizeOptions& o) {
     say("reading ", o.data, " ...");
     const Dataset data = load_dataset(read_corpus(o.data), exact.config().features, nullptr, o.threads);
     say_notes(data.notes);
-    Workspace workspace(o.threads);
-    exact.prepare(o.threads);
-    rounded.prepare(o.threads);
+    Workspace workspace(o.threads, o.device.chosen());
+    exact.prepare(o.threads, o.device.chosen());
+    rounded.prepare(o.threads, o.device.chosen());
     const double error = logits_error(workspace, rounded, exact, data);  // and both are warm
     const Evaluation of_exact = exact.evaluate(data, workspace), of_rounded = rounded.evaluate(data, workspace);
     Index changed = 0;
@@ -95,6 +97,7 @@ void add_quantize_command(CLI::App& app) {
       app.add_subcommand("quantize", "round a model's weights to 8 or 16 bits: smaller, and with 8 faster");
   const auto o = std::make_shared<QuantizeOptions>();
   o->add_to(*command);
+  o->device.add_to(*command);
   command->add_option("--input", o->input, "model folder")->required()->type_name("DIR");
   command->add_option("--output", o->output, "model folder to write")->required()->type_name("DIR");
   command

@@ -3,6 +3,7 @@
 // laconic train: trains a recogniser, or fine-tunes one.
 #include "commands.hpp"
 #include "common/training_line.hpp"
+#include "device_option.hpp"
 #include "unknown_tokens.hpp"
 
 #include <laconic/model/published.hpp>
@@ -21,6 +22,7 @@ namespace {
 using namespace laconic;
 
 struct TrainOptions : CommonOptions {
+  DeviceOption device;
   std::string data, train, valid, out, init, teacher, name, encoder_name = "conformer", merge = "concat", convolution,
                                                             tokens, normalization, decay = "cosine";
   AttentionOptions attention{"mha"};
@@ -153,7 +155,7 @@ void train(TrainOptions& o) {
   if (share * (processes().size() - 1) >= o.training.accumulate)
     say("note: ", processes().size(), " processes share --accumulate ", o.training.accumulate,
         " batches of an update, ", share, " each, so that the last has none");
-  Workspace workspace(o.threads);
+  Workspace workspace(o.threads, o.device.chosen());
   say(to_name(recognizer.config().model), " with ", to_name(recognizer.config().encoder.attention), ", ",
       recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ",
       threads_text(o.threads));
@@ -197,6 +199,7 @@ void add_train_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("train", "train a recogniser, or fine-tune one with --init");
   const auto o = std::make_shared<TrainOptions>();
   o->add_to(*command);
+  o->device.add_to(*command);
   CLI::Option* data =
       command->add_option("--data", o->data, "folder with train.jsonl and valid.jsonl, as `laconic data` makes it")
           ->type_name("DIR");

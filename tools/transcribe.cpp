@@ -6,6 +6,7 @@
 #include "common/portions.hpp"
 #include "common/transcripts.hpp"
 #include "decoding_options.hpp"
+#include "device_option.hpp"
 #include "listener.hpp"
 #include "stream_options.hpp"
 
@@ -37,6 +38,7 @@ using namespace laconic;
 using Clock = std::chrono::steady_clock;
 
 struct TranscribeOptions : CommonOptions {
+  DeviceOption device;
   std::string model, logits, confidence = "max-probability";
   std::vector<std::string> files;
   StreamOptions stream;
@@ -134,12 +136,12 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
   }
   const auto format = o.transcripts.chosen_format();
   const int rate = recognizer.config().features.fbank.sample_rate;
-  const bool deal = o.threads > 1 && o.files.size() >= static_cast<std::size_t>(2 * o.threads);
+  const bool deal = !recognizer.device().gpu && o.threads > 1 && o.files.size() >= static_cast<std::size_t>(2 * o.threads);
   std::vector<std::unique_ptr<Workspace>> workspaces(deal ? static_cast<std::size_t>(o.threads) : 1);
   const auto hear = [&](const std::string& file, std::size_t thread) {
     Heard out;
     try {
-      if (!workspaces[thread]) workspaces[thread] = std::make_unique<Workspace>(deal ? 1 : o.threads);
+      if (!workspaces[thread]) workspaces[thread] = std::make_unique<Workspace>(deal ? 1 : o.threads, recognizer.device());
       AudioReader audio(file, rate);
       TranscriptionConfig how = config;
       if (!o.logits.empty())
@@ -388,7 +390,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
 void transcribe(const TranscribeOptions& o) {
   require_told_apart(o);
   Recognizer recognizer = Recognizer::load(o.model);
-  recognizer.prepare(o.threads);
+  recognizer.prepare(o.threads, o.device.chosen());
   const TranscriptionConfig how{.window_seconds = o.transcripts.window_seconds,
                                 .confidence = from_name<ConfidenceMeasure>(o.confidence).value(),
                                 .beam = o.decoding.chosen(recognizer.vocabulary())};
@@ -420,6 +422,7 @@ void add_transcribe_command(CLI::App& app) {
       app.add_subcommand("transcribe", "write down what is said in audio files, or in speech as it comes");
   const auto o = std::make_shared<TranscribeOptions>();
   o->add_to(*command);
+  o->device.add_to(*command);
   command->add_option("--model", o->model, "model folder")->required()->type_name("DIR");
   command
       ->add_option("files", o->files,

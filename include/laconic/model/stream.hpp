@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -139,7 +140,14 @@ class Streams {
 
   /// Holds what one thread needs to take streams through the model.
   struct Worker {
-    explicit Worker(int threads) : context(threads) {}
+    explicit Worker(int threads) : context(made(threads)) {}
+    /// Returns a context with so many threads, or one that has none of the host.
+    static Context made(int threads) {
+      if constexpr (std::is_constructible_v<Context, int>)
+        return Context(threads);
+      else
+        return Context();
+    }
     Context context;
     std::span<const Index> streams{};  // of this push
     std::vector<Index> ready, firsts;  // of its next pass: the streams, and their first frames

@@ -9,6 +9,7 @@
 #include <laconic/distributed/communicator.hpp>
 #include <laconic/model/encoder_config.hpp>
 #include <laconic/model/stream_config.hpp>
+#include <laconic/recognition/device.hpp>
 #include <laconic/recognition/evaluation.hpp>
 #include <laconic/recognition/train_config.hpp>
 #include <laconic/speech/features.hpp>
@@ -148,9 +149,10 @@ struct ConversionChoice {
 /// call. One thread at a time may use a workspace.
 class Workspace {
  public:
-  /// Makes a workspace with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads
-  /// <= 4096.
-  explicit Workspace(int threads = 0);
+  /// Makes a workspace with `threads` threads of the processor; 0 takes all that the machine offers. Models run on
+  /// `device`, for which they must have been prepared. Throws `Error` unless 0 <= threads <= 4096, and for a GPU that is
+  /// not there.
+  explicit Workspace(int threads = 0, const Device& device = {});
   /// Takes over the other's threads and memory.
   Workspace(Workspace&&) noexcept;
   Workspace& operator=(Workspace&&) noexcept;
@@ -311,9 +313,11 @@ class Recognizer {
 
   /// Packs the weights as products read them, rounded as in the file. From then on the model is faster and can only be
   /// run. `threads` = 0 takes all that the machine offers. Allocates.
-  void prepare(int threads = 0);
+  void prepare(int threads = 0, const Device& device = {});
   /// Packs the weights as products read them, rounded as `weights` says, with so many threads. Allocates.
-  void prepare(Storage weights, int threads);
+  void prepare(Storage weights, int threads, const Device& device = {});
+  /// Returns the device that the weights were prepared for; the processor if they were not.
+  const Device& device() const;
 
   /// Transcribes an audio file of any length that libsndfile reads (WAV, FLAC, Ogg and others), in memory that does not
   /// grow with it but for the text. Channels are averaged and samples are resampled to the model's rate. Computes in a

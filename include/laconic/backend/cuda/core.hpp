@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -28,8 +29,8 @@ class CudaCore {
   /// Names the type of the values that primitives take and return.
   using Tensor = CudaTensor<T>;
 
-  /// Makes a core on the device of this number. Throws `Error` if there is none.
-  explicit CudaCore(int device) : stream_(std::make_shared<cuda::Stream>(device)) {}
+  /// Makes a core on the device of this number, or on the current one. Throws `Error` if there is none.
+  explicit CudaCore(std::optional<int> device) : stream_(std::make_shared<cuda::Stream>(device)) {}
   CudaCore(const CudaCore&) = delete;
   CudaCore& operator=(const CudaCore&) = delete;
   /// Waits until all work is done: kernels may still read memory that is freed now.

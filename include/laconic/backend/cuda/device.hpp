@@ -5,6 +5,10 @@
 
 #include <cstddef>
 #include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 // What the CUDA backend asks of a device: memory, copies, and a stream of work. This file and block.hpp are the only
 // ones that know the compiler:
@@ -37,13 +41,22 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
+/// Describes a GPU.
+struct GpuInfo {
+  std::string name;          ///< name of the card
+  std::size_t memory_bytes;  ///< its memory
+  int major, minor;          ///< its compute capability
+};
+
 #if defined(LACONIC_CUDA_EMULATED)
 
 /// Stands for a stream of work on a device. Emulated work is done when it is given.
 class Stream {
  public:
   /// Makes a stream on the device of this number. Throws `Error` unless it is 0.
-  explicit Stream(int device) { require(device == 0, "Cuda: device ", device, " given, 0 expected (emulated)"); }
+  explicit Stream(std::optional<int> device) {
+    require(!device || *device == 0, "Cuda: device ", device.value_or(0), " given, 0 expected (emulated)");
+  }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   /// Copies bytes of the host to the device. The memory of the host may be reused at once.
@@ -61,6 +74,16 @@ class Stream {
   /// Waits until all work is done.
   void wait() const {}
 };
+
+/// Makes a device the current one of this thread, until it ends.
+class Current {
+ public:
+  /// Throws `Error` unless the device is 0.
+  explicit Current(int device) { Stream stream(device); }
+};
+
+/// Returns the GPUs of this machine: one, which is emulated.
+inline std::vector<GpuInfo> gpus() { return {{"emulated GPU", 0, 0, 0}}; }
 
 /// Returns memory of the current device. Throws std::bad_alloc.
 inline void* allocate(std::size_t bytes) {
@@ -126,6 +149,38 @@ class Stream {
 
   cudaStream_t stream_ = nullptr;
 };
+
+/// Makes a device the current one of this thread, and the one before it again on destruction.
+class Current {
+ public:
+  /// Throws `Error` if there is no such device.
+  explicit Current(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice", " for device ", device);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+  ~Current() { cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
+/// Returns the GPUs of this machine; none if there is no driver.
+inline std::vector<GpuInfo> gpus() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();  // forgets the error
+    return {};
+  }
+  std::vector<GpuInfo> all;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp found{};
+    check(cudaGetDeviceProperties(&found, i), "cudaGetDeviceProperties", " of device ", i);
+    all.push_back({found.name, found.totalGlobalMem, found.major, found.minor});
+  }
+  return all;
+}
 
 /// Returns memory of the current device. Throws `Error` that says how much there is.
 inline void* allocate(std::size_t bytes) {

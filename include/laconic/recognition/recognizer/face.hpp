@@ -8,6 +8,7 @@
 #include <laconic/recognition/encoder_costs.hpp>
 #include <laconic/recognition/fingerprint.hpp>
 #include <laconic/recognition/recognizer/align.hpp>
+#include <laconic/recognition/recognizer/devices.hpp>
 #include <laconic/recognition/recognizer/hugging_face.hpp>
 #include <laconic/recognition/recognizer/inline.hpp>
 #include <laconic/recognition/recognizer/model.hpp>
@@ -109,12 +110,13 @@ LACONIC_RECOGNIZER_INLINE Tokens corpus_tokens(const std::filesystem::path& fold
   return detail::is_there(path) ? json_member<Tokens>(read_json(path), "tokens", path.string()) : Tokens::characters;
 }
 
-LACONIC_RECOGNIZER_INLINE Workspace::Workspace(int threads) : context_(new Context{Cpu<float>(threads)}) {}
+LACONIC_RECOGNIZER_INLINE Workspace::Workspace(int threads, const Device& device)
+    : context_(new Context(device, threads)) {}
 LACONIC_RECOGNIZER_INLINE Workspace::Workspace(Workspace&&) noexcept = default;
 LACONIC_RECOGNIZER_INLINE Workspace& Workspace::operator=(Workspace&&) noexcept = default;
 LACONIC_RECOGNIZER_INLINE Workspace::~Workspace() = default;
 LACONIC_RECOGNIZER_INLINE int Workspace::threads() const { return context_->cpu.threads(); }
-LACONIC_RECOGNIZER_INLINE std::size_t Workspace::peak_bytes() const { return context_->cpu.arena().peak_bytes(); }
+LACONIC_RECOGNIZER_INLINE std::size_t Workspace::peak_bytes() const { return context_->peak_bytes(); }
 
 /// Holds the members of a Recognizer, out of the sight of its header.
 struct Recognizer::Parts {
@@ -211,10 +213,13 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesy
                       Storage::full);
 }
 
-LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(int threads) { prepare(parts_->storage, threads); }
-LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(Storage weights, int threads) {
-  parts_->model->prepare(weights, threads);
+LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(int threads, const Device& device) {
+  prepare(parts_->storage, threads, device);
 }
+LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(Storage weights, int threads, const Device& device) {
+  parts_->model->prepare(weights, device, threads);
+}
+LACONIC_RECOGNIZER_INLINE const Device& Recognizer::device() const { return parts_->model->device(); }
 
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate,
                                                             Workspace& workspace,
@@ -233,7 +238,7 @@ LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const floa
 }
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate,
                                                             const TranscriptionConfig& how) const {
-  Workspace workspace;
+  Workspace workspace(0, device());
   return transcribe(samples, sample_rate, workspace, how);
 }
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(AudioReader& audio, Workspace& workspace,
@@ -249,7 +254,7 @@ LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesyste
 }
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesystem::path& path,
                                                             const TranscriptionConfig& how) const {
-  Workspace workspace;
+  Workspace workspace(0, device());
   return transcribe(path, workspace, how);
 }
 LACONIC_RECOGNIZER_INLINE FrameTimes Recognizer::frame_times() const {
@@ -261,7 +266,7 @@ LACONIC_RECOGNIZER_INLINE FrameTimes Recognizer::frame_times() const {
   return {shift, (seen - shift) / 2};
 }
 LACONIC_RECOGNIZER_INLINE Matrix<float> Recognizer::logits(const Matrix<float>& features, Workspace& workspace) const {
-  return parts_->model->logits(workspace.context().cpu, features);
+  return parts_->model->logits(workspace.context(), features);
 }
 
 LACONIC_RECOGNIZER_INLINE SpeechStream Recognizer::stream(const StreamConfig& streaming,
@@ -277,7 +282,7 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::require_streamable() const { parts_->
 LACONIC_RECOGNIZER_INLINE Evaluation Recognizer::evaluate(const Dataset& data, Workspace& workspace,
                                                           const TranscriptionConfig& how) const {
   const auto rows = static_cast<Index>(80e3 / config().features.fbank.frame_shift_ms);  // 80 s of speech at once
-  return parts_->model->evaluate(workspace.context().cpu, data, vocabulary(), rows,
+  return parts_->model->evaluate(workspace.context(), data, vocabulary(), rows,
                                  detail::text_decoders(vocabulary(), how.beam));
 }
 LACONIC_RECOGNIZER_INLINE StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data,
@@ -378,7 +383,7 @@ LACONIC_RECOGNIZER_INLINE TrainState Recognizer::train(const Dataset& training, 
     parts_->config.encoder = parts_->model->config();  // before anyone saves the smaller model
     if (how.communicator.rank() == 0) how.cut(rank, error);
   };
-  return parts_->model->train(workspace.context().cpu, training, validation, vocabulary(), used, shown,
+  return parts_->model->train(workspace.context(), training, validation, vocabulary(), used, shown,
                               how.teacher != nullptr ? how.teacher->parts_->model.get() : nullptr);
 }
 

@@ -1,9 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/io/tensors.hpp>
+#include <laconic/recognition/device.hpp>
 #include <laconic/recognition/recognizer.hpp>
 
 #include <filesystem>
@@ -20,11 +20,6 @@
 
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-/// Holds the context that a workspace computes with.
-struct Workspace::Context {
-  Cpu<float> cpu;  ///< threads and memory
-};
 
 namespace detail {
 
@@ -59,10 +54,13 @@ class RecognizerModel {
   virtual void load_encoder(const Tensors& tensors, bool is_foreign) = 0;
   virtual void save(const std::filesystem::path& folder, const nlohmann::json& config, const nlohmann::json& vocab,
                     const std::map<std::string, nlohmann::json>& others, Storage weights) const = 0;
-  virtual void prepare(Storage weights, int threads) = 0;
+  /// Moves the weights to a device, where the model then runs.
+  virtual void prepare(Storage weights, const Device& device, int threads) = 0;
+  /// Returns the device that the model was prepared for; the processor if it was not.
+  virtual const Device& device() const = 0;
 
-  virtual Matrix<float> logits(Cpu<float>& cpu, const Matrix<float>& features) const = 0;
-  virtual Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
+  virtual Matrix<float> logits(Workspace::Context& context, const Matrix<float>& features) const = 0;
+  virtual Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
                               const MakeLogitsDecoder& make_decoder) const = 0;
   virtual StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary,
                                                const StreamConfig& config, Index block_frames,
@@ -82,7 +80,7 @@ class RecognizerModel {
   virtual std::vector<std::vector<double>> spectra(const ConversionChoice& how) const = 0;
 
   /// Trains for all epochs, once, or after each cut to one of the ranks. `teacher` is a model of the same encoder.
-  virtual TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation,
+  virtual TrainState train(Workspace::Context& context, const Dataset& training, const Dataset& validation,
                            const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
                            const RecognizerModel* teacher) = 0;
 };

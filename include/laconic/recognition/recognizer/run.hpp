@@ -11,6 +11,7 @@
 #include <laconic/recognition/evaluate_streamed.hpp>
 #include <laconic/recognition/fingerprint.hpp>
 #include <laconic/recognition/recognizer/attention.hpp>
+#include <laconic/recognition/recognizer/context.hpp>
 #include <laconic/recognition/recognizer/model.hpp>
 
 // Models behind Recognizer, and all that runs them. Conversion and training are declared here and defined in
@@ -55,11 +56,11 @@ std::vector<std::vector<double>> model_spectra(const Model& model, const Convers
 template <class Model>
 std::vector<double> layer_information(const Model& model, const SpeechBatch& speech, int threads);
 template <class Model>
-TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, const Dataset& validation,
+TrainState train_model(Model& model, Workspace::Context& context, const Dataset& training, const Dataset& validation,
                        const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
                        const Model* teacher);
 
-template <class Model>
+template <class Model, class Context>
 class StreamsOf final : public StreamsOfModel {
  public:
   StreamsOf(const Model& model, const StreamConfig& config) : streams_(model, config) {}
@@ -81,7 +82,7 @@ class StreamsOf final : public StreamsOfModel {
  private:
   FrameLogits on_host(const auto& logits) { return {streams_.context().output(logits.rows), logits.sequences}; }
 
-  Streams<Model> streams_;
+  Streams<Model, Context> streams_;
 };
 
 template <class Model>
@@ -115,21 +116,40 @@ class ModelOf final : public RecognizerModel {
             const std::map<std::string, nlohmann::json>& others, Storage weights) const override {
     save_model_folder(folder, model_, config, vocab, others, weights);
   }
-  void prepare(Storage weights, int threads) override { Cpu<float>(threads).prepare(model_, weights); }
-
-  Matrix<float> logits(Cpu<float>& cpu, const Matrix<float>& features) const override {
-    return cpu.output(model_(cpu, features, Sequences{features.rows()}).rows);
+  void prepare(Storage weights, const Device& device, int threads) override {
+    Workspace::Context(device, threads).visit([&](auto& context) { context.prepare(model_, weights); });
+    device_ = device;
   }
-  Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
+  const Device& device() const override { return device_; }
+
+  Matrix<float> logits(Workspace::Context& context, const Matrix<float>& features) const override {
+    return context.visit(
+        [&](auto& on) { return on.output(model_(on, on.input(features), Sequences{features.rows()}).rows); });
+  }
+  Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
                       const MakeLogitsDecoder& make_decoder) const override {
-    return laconic::evaluate(model_, cpu, data, vocabulary, batch_frames, {}, make_decoder);
+    return context.visit(
+        [&](auto& on) { return laconic::evaluate(model_, on, data, vocabulary, batch_frames, {}, make_decoder); });
   }
   StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary, const StreamConfig& config,
                                        Index block_frames, const MakeLogitsDecoder& make_decoder) const override {
+#if LACONIC_RECOGNIZER_CUDA
+    if (device_.gpu) {
+      const cuda::Current current(*device_.gpu);
+      return laconic::evaluate_streamed<Model, Cuda<float>>(model_, data, vocabulary, config, block_frames,
+                                                            make_decoder);
+    }
+#endif
     return laconic::evaluate_streamed(model_, data, vocabulary, config, block_frames, make_decoder);
   }
   std::unique_ptr<StreamsOfModel> streams(const StreamConfig& config) const override {
-    return std::make_unique<StreamsOf<Model>>(model_, config);
+#if LACONIC_RECOGNIZER_CUDA
+    if (device_.gpu) {
+      const cuda::Current current(*device_.gpu);
+      return std::make_unique<StreamsOf<Model, Cuda<float>>>(model_, config);
+    }
+#endif
+    return std::make_unique<StreamsOf<Model, Cpu<float>>>(model_, config);
   }
   void require_streamable() const override { model_.require_streamable(); }
 
@@ -156,14 +176,15 @@ class ModelOf final : public RecognizerModel {
     return model_spectra(model_, how);
   }
 
-  TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const Vocabulary& vocabulary,
+  TrainState train(Workspace::Context& context, const Dataset& training, const Dataset& validation, const Vocabulary& vocabulary,
                    const TrainConfig& config, const RecognizerTraining& how, const RecognizerModel* teacher) override {
-    return train_model(model_, cpu, training, validation, vocabulary, config, how,
+    return train_model(model_, context, training, validation, vocabulary, config, how,
                        teacher != nullptr ? &static_cast<const ModelOf*>(teacher)->model_ : nullptr);
   }
 
  private:
   Model model_;
+  Device device_{};
 };
 
 template <EncoderName Name>

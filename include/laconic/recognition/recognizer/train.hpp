@@ -19,15 +19,22 @@ namespace detail {
 template <class Model>
 double cut_latents(Model& model, Index rank, OptimizerState<float>& learnt, const SpeechBatch* calibration);
 
-template <class Model>
-TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, const Dataset& validation,
-                       const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
-                       const Model* teacher) {
-  Teacher<Cpu<float>> follows;
-  if (teacher != nullptr) follows = teacher_of(*teacher);
+/// Implements `train_model` on one kind of context.
+template <class Model, class Context>
+TrainState train_on(Model& model, Context& context, const Dataset& training, const Dataset& validation,
+                    const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
+                    const Model* teacher) {
+  Teacher<Context> follows;
+  std::optional<Model> on_device;  // the teacher, where the context computes elsewhere than on the host
+  if (teacher != nullptr && Context::computes_on_host) {
+    follows = teacher_of<Model, Context>(*teacher);
+  } else if (teacher != nullptr) {
+    follows = teacher_of<Model, Context>(on_device.emplace(*teacher));
+    context.prepare(*on_device);
+  }
   const auto once = [&](const std::filesystem::path& folder, const std::function<void()>& better,
                         OptimizerState<float>& learnt) {
-    Trainer trainer(model, cpu, training, validation, vocabulary, config, folder, follows, std::move(learnt),
+    Trainer trainer(model, context, training, validation, vocabulary, config, folder, follows, std::move(learnt),
                     how.communicator);
     trainer.run(
         how.progress, better, [](const TrainState&) { return false; }, how.checkpoint_steps);
@@ -48,6 +55,15 @@ TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, c
   }
   last.seconds = seconds;
   return last;
+}
+
+template <class Model>
+TrainState train_model(Model& model, Workspace::Context& context, const Dataset& training, const Dataset& validation,
+                       const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
+                       const Model* teacher) {
+  return context.visit([&](auto& on) {
+    return train_on(model, on, training, validation, vocabulary, config, how, teacher);
+  });
 }
 
 template <class Model>

@@ -1,0 +1,51 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/error.hpp>
+#include <laconic/core/parallel.hpp>
+#include <laconic/recognition/recognizer/context.hpp>
+#include <laconic/recognition/recognizer/inline.hpp>
+
+#include <charconv>
+
+// The devices that a recogniser can compute on.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+LACONIC_RECOGNIZER_INLINE bool has_cuda() { return LACONIC_RECOGNIZER_CUDA == 1; }
+
+LACONIC_RECOGNIZER_INLINE std::vector<DeviceInfo> devices() {
+  std::vector<DeviceInfo> all{{{}, text(hardware_threads(), " threads, ", LACONIC_ABI_NAME), 0}};
+#if LACONIC_RECOGNIZER_CUDA
+  for (const cuda::GpuInfo& gpu : cuda::gpus())
+    all.push_back({{static_cast<int>(all.size()) - 1},
+                   text(gpu.name, ", compute capability ", gpu.major, '.', gpu.minor),
+                   gpu.memory_bytes});
+#endif
+  return all;
+}
+
+LACONIC_RECOGNIZER_INLINE std::string Device::name() const { return gpu ? text("cuda:", *gpu) : "cpu"; }
+
+LACONIC_RECOGNIZER_INLINE Device Device::named(std::string_view name) {
+  if (name == "cpu") return {};
+  const auto gpus = static_cast<int>(devices().size()) - 1;
+  if (name == "auto") return gpus > 0 ? Device{0} : Device{};
+  const bool is_cuda = name == "cuda", has_number = name.starts_with("cuda:");
+  int number = 0;
+  if (has_number) {
+    const char* const end = name.data() + name.size();
+    const auto [after, error] = std::from_chars(name.data() + 5, end, number);
+    require(error == std::errc() && after == end, "device: '", name, "' given, cuda and a number expected: cuda:0");
+  }
+  require(is_cuda || has_number, "device: '", name, "' given, cpu, cuda, cuda:N or auto expected");
+  require(has_cuda(), "device: ", name,
+          " given to a library that was built without CUDA (-DLACONIC_CUDA=ON builds it in)");
+  require(gpus > 0, "device: ", name, " given, but this machine has no GPU that CUDA finds");
+  require(number >= 0 && number < gpus, "device: ", name, " given, cuda:0 to cuda:", gpus - 1, " expected");
+  return {number};
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

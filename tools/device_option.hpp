@@ -1,0 +1,20 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include "common/cli.hpp"
+
+#include <laconic/recognition/device.hpp>
+
+#include <string>
+
+/// The device that a command computes on.
+struct DeviceOption {
+  std::string name = "cpu";
+
+  void add_to(CLI::App& command) {
+    command.add_option("--device", name, "cpu, cuda, cuda:N, or auto: a GPU if there is one (see `laconic devices`)")
+        ->capture_default_str();
+  }
+  /// Returns the device. Throws `Error` unless it is there.
+  laconic::Device chosen() const { return laconic::Device::named(name); }
+};
