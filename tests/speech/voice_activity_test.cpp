@@ -190,8 +190,8 @@ TEST_CASE("a real recording between silences is heard", "[voice]") {
 }
 
 TEST_CASE("voice activity: settings that make no sense", "[voice]") {
-  CHECK(message_of([] { VoiceActivity(99); }) ==
-        "voice activity: a sample rate of 99 Hz given, at least 100 Hz expected");
+  CHECK(message_of([] { VoiceActivity(499); }) ==
+        "voice activity: a sample rate of 499 Hz given, at least 500 Hz expected");
   CHECK(message_of([] { VoiceActivity(rate, {.padding = 0.6}); }) ==
         "voice activity: padding of 0.6 s given, 0 to min_silence (0.5 s) expected");
   CHECK(message_of([] { VoiceActivity(rate, {.min_speech = 0}); }) ==

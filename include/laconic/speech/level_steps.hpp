@@ -56,6 +56,8 @@ class BandSteps {
     for (double middle = 200; middle <= 0.4 * sample_rate && count_ < bands; middle *= 2)
       filters_[count_++] = Filter(middle / sample_rate);
   }
+  /// Returns the number of octaves that are measured: the first ones.
+  std::size_t count() const { return count_; }
   /// Takes a sample in [-1, 1].
   void push(float x) {
     for (std::size_t i = 0; i < count_; ++i) filters_[i].push(x);

@@ -37,15 +37,22 @@ class LevelCounts {
     for (double& one : counts_) one *= keeps;
     counts_[static_cast<std::size_t>(level - LevelSteps::lowest)] += times;
   }
-  /// Returns the thresholds by the levels so far. Digital silence counts only where the rest has no contrast.
+  /// Returns the thresholds by the levels so far.
   Thresholds thresholds() const {
-    double background = quantile(0.1, 1), speech = quantile(0.9, 1);
-    if (speech - background < least_contrast) {
-      background = quantile(0.1, 0);
-      speech = quantile(0.9, 0);
-    }
-    const double contrast = speech - background;
+    const Quantiles found = quantiles();
+    const double background = std::floor(found.background), contrast = std::floor(found.speech) - background;
     return {background + std::max(6.0, 0.2 * contrast), background + 0.45 * contrast};
+  }
+  /// Holds levels in dB.
+  struct Quantiles {
+    double background,  ///< a tenth of the levels are below
+        noise,          ///< 30% are below
+        speech;         ///< 90% are below
+  };
+  /// Returns quantiles of the levels so far. Digital silence counts only where the rest has no contrast.
+  Quantiles quantiles() const {
+    const std::size_t first = std::floor(quantile(0.9, 1)) - std::floor(quantile(0.1, 1)) < least_contrast ? 0 : 1;
+    return {quantile(0.1, first), quantile(0.3, first), quantile(0.9, first)};
   }
 
  private:
@@ -53,14 +60,16 @@ class LevelCounts {
       keeps = 0.999,                            // part of a count that is left after a step
       steady = 2;                               // dB above the floor
 
-  /// Returns the level in dB below which this part of the counts is, of those from index `first` on.
+  /// Returns the level in dB below which this part of the counts is, of those from index `first` on. The levels of a
+  /// count are taken as evenly spread over its dB.
   double quantile(double part, std::size_t first) const {
     const double wanted =
         part * std::accumulate(counts_.begin() + static_cast<std::ptrdiff_t>(first), counts_.end(), 0.0);
     double sum = 0;
     std::size_t i = first;
     while (i + 1 < counts_.size() && sum + counts_[i] <= wanted) sum += counts_[i++];
-    return LevelSteps::lowest + static_cast<double>(i);
+    const double within = counts_[i] > 0 ? std::min(0.999, (wanted - sum) / counts_[i]) : 0;
+    return LevelSteps::lowest + static_cast<double>(i) + within;
   }
 
   std::array<double, 91> counts_{};  // steps by level, in steps of 1 dB
