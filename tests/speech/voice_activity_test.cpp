@@ -91,7 +91,7 @@ TEST_CASE("speech is found where it is, at any noise, in blocks of any size", "[
   // Pauses of 0.3 s within a stretch, of 1 to 3 s between them.
   const std::vector<std::array<double, 2>> spoken{{3, 4}, {4.3, 5.1}, {6.5, 7.1}, {10, 12}};
   const double truth[3][2] = {{3, 5.1}, {6.5, 7.1}, {10, 12}};
-  for (const double noise : {-70.0, -50.0, -40.0, -30.0}) {  // 50 to 10 dB below speech
+  for (const double noise : {-70.0, -50.0, -40.0, -30.0, -25.0, -20.0}) {  // 50 to 0 dB below speech
     CAPTURE(noise);
     const std::vector<float> samples = speech_in(14, spoken, noise);
     const std::vector<Stretch> found = stretches(samples, samples.size());
