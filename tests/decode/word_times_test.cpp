@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <numbers>
 #include <optional>
 #include <span>
@@ -255,4 +256,10 @@ TEST_CASE("octaves have the level of a tone within them", "[decode]") {
   CHECK(ends.end_step(-6)[3] > -20);
   for (int i = 0; i < 80; ++i) ends.push(0);
   for (const float one : ends.end_step(-90)) CHECK(one == -90);  // what a filter still rings is no sound
+  for (const float broken : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    ends.push(broken);
+    for (const float one : ends.end_step(-90)) CHECK(one == -90);
+    for (int i = 0; i < 80; ++i) ends.push(i % 4 < 2 ? 0.5f : -0.5f);
+    CHECK(ends.end_step(-6)[3] > -20);  // later steps are as before
+  }
 }

@@ -25,8 +25,12 @@ std::atomic<long> allocations{0};
 #include "message_of.hpp"
 #include "recordings.hpp"
 
+#include <array>
 #include <cmath>
+#include <cstddef>
+#include <limits>
 #include <numbers>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -139,6 +143,23 @@ TEST_CASE("what is no speech is silence", "[voice]") {
   std::vector<float> clicks = speech_in(10, {}, -85);
   for (std::size_t i = 3 * rate; i < 3 * rate + 200; ++i) clicks[i] = i % 2 == 0 ? 0.5f : -0.5f;
   CHECK(stretches(clicks, 1000).empty());
+}
+
+TEST_CASE("a sample that is not finite is no sound, and what follows is heard", "[voice]") {
+  std::vector<float> samples = speech_in(8, {{4, 5}}, -60);
+  samples[2 * rate] = std::numeric_limits<float>::quiet_NaN();
+  samples[2 * rate + 400] = std::numeric_limits<float>::infinity();
+  VoiceActivity gate(rate);
+  Index begin = -1, end = 0;
+  const auto take = [&](Index at, std::span<const float> part, bool) {
+    if (at < rate) return;  // the background is not known yet
+    if (begin < 0) begin = at;
+    end = at + static_cast<Index>(part.size());
+  };
+  gate.push(samples, take);
+  gate.finish(take);
+  CHECK(std::abs(static_cast<double>(begin) / rate - 3.75) <= 0.1);
+  CHECK(std::abs(static_cast<double>(end) / rate - 5.25) <= 0.1);
 }
 
 TEST_CASE("a stretch has what precedes and follows its sound, and ends after silence", "[voice]") {

@@ -92,10 +92,11 @@ class BandSteps {
       s2 = -gain * x - a2 * y;
       squares += y * y;
     }
-    /// Returns the sum of squares since the last step.
+    /// Returns the sum of squares since the last step; 0 if a sample was NaN.
     double end_step() {
-      if (squares < 1e-30) s1 = s2 = 0;  // else digital silence would end in denormal numbers, which are slow
-      return std::exchange(squares, 0.0);
+      // Digital silence would end in denormal numbers, which are slow, and a sample that is not finite would stay.
+      if (!(squares > 1e-30 && squares < 1e30)) s1 = s2 = 0;
+      return std::max(0.0, std::exchange(squares, 0.0));
     }
     double gain = 0, a1 = 0, a2 = 0, s1 = 0, s2 = 0, squares = 0;
   };
