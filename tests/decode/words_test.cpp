@@ -8,44 +8,16 @@
 #include "catch.hpp"
 #include "golden.hpp"
 #include "message_of.hpp"
+#include "saying.hpp"
 
-#include <array>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <utility>
 #include <vector>
 
 using namespace laconic;
 using Catch::Matchers::WithinAbs;
-
-namespace {
-
-/// Log probabilities whose likeliest class in each frame is the one given, with this probability.
-Matrix<float> saying(const std::vector<int>& best, Index classes, double probability = 0.9) {
-  Matrix<float> out(static_cast<Index>(best.size()), classes);
-  out.setConstant(static_cast<float>(std::log((1 - probability) / static_cast<double>(classes - 1))));
-  for (std::size_t t = 0; t < best.size(); ++t)
-    out(static_cast<Index>(t), best[t]) = static_cast<float>(std::log(probability));
-  return out;
-}
-
-/// Samples at 1000 Hz: a tone where `loud` says so, for each 10 ms, and noise of the last bit elsewhere.
-std::vector<float> sound(const std::vector<bool>& loud) {
-  std::vector<float> out;
-  for (const bool one : loud)
-    for (int i = 0; i < 10; ++i) out.push_back((i % 2 == 0 ? 1.0f : -1.0f) * (one ? 0.2f : 3e-5f));
-  return out;
-}
-
-/// Steps of 10 ms, of which those in the ranges are loud.
-std::vector<bool> loud_in(std::size_t steps, const std::vector<Range>& ranges) {
-  std::vector<bool> out(steps);
-  for (const Range& one : ranges)
-    for (Index i = one.begin; i < one.end; ++i) out[static_cast<std::size_t>(i)] = true;
-  return out;
-}
-
-}  // namespace
 
 TEST_CASE("tokens have frames and confidence, in blocks as at once", "[decode]") {
   const Matrix<float> logits = saying({0, 1, 1, 0, 2, 2, 1, 1}, 4, 0.7);
@@ -115,131 +87,6 @@ TEST_CASE("tokens become the words of the decoded text", "[decode]") {
   REQUIRE(words.size() == 2);
   CHECK((words[0].text == "one" && words[1].text == "two"));
   CHECK_THAT(*words[1].begin, WithinAbs(0.28, 1e-9));
-}
-
-TEST_CASE("words begin and end where speech does, and in blocks as at once", "[decode]") {
-  // Frames of 40 ms; tokens peak within their words, and the third after its own.
-  const auto vocabulary = Vocabulary::words(std::vector<std::string>{"one two"});
-  const auto samples = sound(loud_in(200, {{20, 60}, {80, 120}, {130, 160}}));
-  std::vector<int> best(50);
-  best[10] = 1;  // 0.40 s
-  best[22] = 2;  // 0.88 s
-  best[41] = 1;  // 1.64 s: after the end of its speech
-  const Matrix<float> logits = saying(best, 3);
-  std::vector<Word> words;
-  WordDecoder decoder(vocabulary, {0.04, 0}, 1000);
-  decoder.hear(samples);
-  decoder(view(logits), words);
-  CHECK(words.size() == 2);
-  decoder.finish(words);
-  REQUIRE(words.size() == 3);
-  const double truth[3][2] = {{0.2, 0.6}, {0.8, 1.2}, {1.3, 1.6}};
-  for (std::size_t i = 0; i < 3; ++i) {
-    CHECK_THAT(*words[i].begin, WithinAbs(truth[i][0], 0.011));
-    CHECK_THAT(*words[i].end, WithinAbs(truth[i][1], 0.011));
-  }
-
-  std::vector<Word> live;
-  WordDecoder stream(vocabulary, {0.04, 0}, 1000);
-  for (Index t = 0; t < 50; ++t) {
-    stream.hear(std::span(samples).subspan(static_cast<std::size_t>(40 * t), 40));
-    stream(matrix_view(logits.row(t).data(), 1, 3), live);
-  }
-  stream.finish(live);
-  REQUIRE(live.size() == 3);
-  for (std::size_t i = 0; i < 3; ++i) {
-    CHECK(live[i].text == words[i].text);
-    CHECK_THAT(*live[i].begin, WithinAbs(truth[i][0], 0.011));
-    CHECK_THAT(*live[i].end, WithinAbs(truth[i][1], 0.011));
-  }
-}
-
-TEST_CASE("the first word of the next utterance begins after the silence", "[decode]") {
-  const auto samples = sound(loud_in(200, {{20, 60}, {140, 180}}));
-  WordTimes times(0, {0.04, 0}, 1000);
-  times.hear(std::span(samples).first(1100));
-  Word one{"one", 0.40, 0.44, {}}, two{"two", 1.52, 1.56, {}};
-  times.correct(one, 1.08);
-  times.end_utterance();  // after 0.5 s of silence, more of which is to come
-  times.hear(std::span(samples).subspan(1100));
-  times.correct(two, std::nullopt);
-  CHECK_THAT(*one.begin, WithinAbs(0.2, 0.011));
-  CHECK_THAT(*one.end, WithinAbs(0.6, 0.011));
-  CHECK_THAT(*two.begin, WithinAbs(1.4, 0.011));
-  CHECK_THAT(*two.end, WithinAbs(1.8, 0.011));
-}
-
-TEST_CASE("words have their times after minutes of silence, and where logits come minutes later", "[decode]") {
-  const auto samples = sound(loud_in(15200, {{20, 60}, {15000, 15050}}));
-  for (const bool late : {false, true}) {
-    CAPTURE(late);
-    WordTimes times(0, {0.04, 0}, 1000);
-    times.hear(std::span(samples).first(late ? samples.size() : 15100 * 10));
-    Word one{"one", 0.40, 0.44, {}}, two{"two", 150.2, 150.24, {}};
-    times.correct(one, 150.2);
-    times.correct(two, std::nullopt);
-    CHECK_THAT(*one.begin, WithinAbs(0.2, 0.011));
-    CHECK_THAT(*one.end, WithinAbs(0.6, 0.011));
-    CHECK_THAT(*two.begin, WithinAbs(150, 0.011));
-    CHECK_THAT(*two.end, WithinAbs(150.5, 0.011));
-  }
-}
-
-TEST_CASE("of several silences between words the logits choose one that is long enough", "[decode]") {
-  // The first word has a silence inside, from 0.60 to 0.75 s, that is longer than the pause after it.
-  const auto vocabulary = Vocabulary::words(std::vector<std::string>{"one two"});
-  const auto samples = sound(loud_in(160, {{20, 60}, {75, 90}, {102, 140}}));
-  std::vector<int> best(40);
-  best[10] = 1;  // 0.40 s
-  best[30] = 2;  // 1.20 s
-  Matrix<float> logits = saying(best, 3);
-  const auto heard = [&] {
-    std::vector<Word> words;
-    WordDecoder decoder(vocabulary, {0.04, 0}, 1000);
-    decoder.hear(samples);
-    decoder(view(std::as_const(logits)), words);
-    decoder.finish(words);
-    REQUIRE(words.size() == 2);
-    return words;
-  };
-  const auto likelier = [&](Index begin, Index end, Index token) {
-    for (Index t = begin; t < end; ++t) logits(t, token) += 1;
-  };
-  likelier(11, 24, 1);  // until 0.96 s: the part after the silence is the first word's
-  likelier(24, 30, 2);
-  std::vector<Word> words = heard();
-  CHECK_THAT(*words[0].end, WithinAbs(0.9, 0.011));
-  CHECK_THAT(*words[1].begin, WithinAbs(1.02, 0.011));
-
-  likelier(17, 24, 2);  // or it is the second word's
-  likelier(17, 24, 2);
-  words = heard();
-  CHECK_THAT(*words[0].end, WithinAbs(0.6, 0.011));
-  CHECK_THAT(*words[1].begin, WithinAbs(0.75, 0.011));
-}
-
-TEST_CASE("steady noise that is louder than the quietest places is silence", "[decode]") {
-  // Speech of falling and rising level, quiet places, and between them steady noise 10 dB above these.
-  SpeechLevel level(1000);
-  const auto push = [&](int steps, auto&& decibels) {
-    for (int i = 0; i < steps; ++i)
-      for (int k = 0; k < 10; ++k)
-        level.push(std::array{(k % 2 == 0 ? 1.0f : -1.0f) * static_cast<float>(std::pow(10.0, decibels(i) / 20))});
-  };
-  const auto speech = [](int i) { return -20.0 - 3 * std::abs(i % 10 - 5); };  // -20 to -35 dB
-  push(60, [](int) { return -60.0; });
-  push(60, speech);
-  push(40, [](int i) { return i % 2 == 0 ? -50.0 : -49.5; });
-  push(60, speech);
-  const auto count_silent = [&](Index begin, Index end) {
-    Index out = 0;
-    for (Index i = begin; i < end; ++i) out += level.is_silent(i) ? 1 : 0;
-    return out;
-  };
-  CHECK(count_silent(0, 60) == 60);
-  CHECK(count_silent(60, 120) == 0);
-  CHECK(count_silent(120, 160) == 40);
-  CHECK(count_silent(160, 220) == 0);
 }
 
 TEST_CASE("an alignment is the likeliest path of all, in blocks as at once", "[decode]") {

@@ -25,8 +25,12 @@ std::atomic<long> allocations{0};
 #include "message_of.hpp"
 #include "recordings.hpp"
 
+#include <array>
 #include <cmath>
+#include <cstddef>
+#include <limits>
 #include <numbers>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -91,7 +95,7 @@ TEST_CASE("speech is found where it is, at any noise, in blocks of any size", "[
   // Pauses of 0.3 s within a stretch, of 1 to 3 s between them.
   const std::vector<std::array<double, 2>> spoken{{3, 4}, {4.3, 5.1}, {6.5, 7.1}, {10, 12}};
   const double truth[3][2] = {{3, 5.1}, {6.5, 7.1}, {10, 12}};
-  for (const double noise : {-70.0, -50.0, -40.0, -30.0}) {  // 50 to 10 dB below speech
+  for (const double noise : {-70.0, -50.0, -40.0, -30.0, -25.0, -20.0}) {  // 50 to 0 dB below speech
     CAPTURE(noise);
     const std::vector<float> samples = speech_in(14, spoken, noise);
     const std::vector<Stretch> found = stretches(samples, samples.size());
@@ -139,6 +143,23 @@ TEST_CASE("what is no speech is silence", "[voice]") {
   std::vector<float> clicks = speech_in(10, {}, -85);
   for (std::size_t i = 3 * rate; i < 3 * rate + 200; ++i) clicks[i] = i % 2 == 0 ? 0.5f : -0.5f;
   CHECK(stretches(clicks, 1000).empty());
+}
+
+TEST_CASE("a sample that is not finite is no sound, and what follows is heard", "[voice]") {
+  std::vector<float> samples = speech_in(8, {{4, 5}}, -60);
+  samples[2 * rate] = std::numeric_limits<float>::quiet_NaN();
+  samples[2 * rate + 400] = std::numeric_limits<float>::infinity();
+  VoiceActivity gate(rate);
+  Index begin = -1, end = 0;
+  const auto take = [&](Index at, std::span<const float> part, bool) {
+    if (at < rate) return;  // the background is not known yet
+    if (begin < 0) begin = at;
+    end = at + static_cast<Index>(part.size());
+  };
+  gate.push(samples, take);
+  gate.finish(take);
+  CHECK(std::abs(static_cast<double>(begin) / rate - 3.75) <= 0.1);
+  CHECK(std::abs(static_cast<double>(end) / rate - 5.25) <= 0.1);
 }
 
 TEST_CASE("a stretch has what precedes and follows its sound, and ends after silence", "[voice]") {
@@ -190,8 +211,8 @@ TEST_CASE("a real recording between silences is heard", "[voice]") {
 }
 
 TEST_CASE("voice activity: settings that make no sense", "[voice]") {
-  CHECK(message_of([] { VoiceActivity(99); }) ==
-        "voice activity: a sample rate of 99 Hz given, at least 100 Hz expected");
+  CHECK(message_of([] { VoiceActivity(499); }) ==
+        "voice activity: a sample rate of 499 Hz given, at least 500 Hz expected");
   CHECK(message_of([] { VoiceActivity(rate, {.padding = 0.6}); }) ==
         "voice activity: padding of 0.6 s given, 0 to min_silence (0.5 s) expected");
   CHECK(message_of([] { VoiceActivity(rate, {.min_speech = 0}); }) ==

@@ -90,6 +90,8 @@ class WordTimes {
       if ((silence.begin == least_ || silence.size() >= ends_speech) && silence.end < most) begin = silence.end;
       i = silence.end;
     }
+    if (begin > least_)
+      begin = std::max(least_, level_.without_weak_speech(silence_around(begin - 1, least_, begin)).end);
     return begin == least_ && level_.is_silent(std::min(peak, most)) ? peak : begin;  // all is silent: nothing to go by
   }
   /// Returns the silence after the last word, whose last token is at step `peak`.
@@ -98,7 +100,7 @@ class WordTimes {
     for (Index i = std::min(peak, steps); i < steps; ++i) {
       if (!level_.is_silent(i)) continue;
       const Range silence = silence_around(i, least, steps);
-      if (silence.size() >= ends_speech || silence.end == steps) return silence;
+      if (silence.size() >= ends_speech || silence.end == steps) return level_.without_weak_speech(silence);
       i = silence.end;
     }
     return {steps, steps};
@@ -135,7 +137,7 @@ class WordTimes {
       }
       i = std::max(i, end - 1);
     }
-    return pause.value_or(Range{meet, meet});
+    return pause ? level_.without_weak_speech(*pause) : Range{meet, meet};
   }
   // Two tokens that neighbours end and begin with: their frames and classes.
   struct Sides {

@@ -3,10 +3,9 @@
 
 #include <laconic/core/error.hpp>
 #include <laconic/core/extent.hpp>
-#include <laconic/speech/speech_level.hpp>
+#include <laconic/speech/band_activity.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <span>
@@ -22,17 +21,18 @@ struct VoiceActivityConfig {
       min_silence = 0.5;  ///< silence that ends a stretch
 };
 
-/// Finds the stretches of speech in samples while they come, and gives only these. A step of 10 ms is sound by the
-/// rules of `SpeechLevel`, from what came before it. For the first half second the background is taken to be at -55 dB.
-/// Noise that grows is sound for 20 s. Any sound counts: music is speech here. Memory is fixed.
+/// Finds the stretches of speech in samples while they come, and gives only these. A step of 10 ms is sound if its
+/// octaves stand out from their background in what came before (200 to 6400 Hz, as far as the rate has them), which for
+/// the first half second is taken to be at -65 dB in each. Noise that grows is sound for 20 s. Any sound counts: music
+/// is speech here. Memory is fixed.
 class VoiceActivity {
  public:
-  /// Begins at sample 0. `sample_rate` is in Hz. Throws `Error` for a rate below 100 Hz, and unless 0 < min_speech <=
+  /// Begins at sample 0. `sample_rate` is in Hz. Throws `Error` for a rate below 500 Hz, and unless 0 < min_speech <=
   /// 10, 0 < min_silence <= 10 and 0 <= padding <= min_silence. Allocates; nothing else does.
   explicit VoiceActivity(int sample_rate, const VoiceActivityConfig& config = {})
-      : level_of_(sample_rate), min_speech_(std::max<Index>(1, std::lround(100 * config.min_speech))) {
-    require(sample_rate >= 100, "voice activity: a sample rate of ", sample_rate,
-            " Hz given, at least 100 Hz expected");
+      : activity_(sample_rate), min_speech_(std::max<Index>(1, std::lround(100 * config.min_speech))) {
+    require(sample_rate >= 500, "voice activity: a sample rate of ", sample_rate,
+            " Hz given, at least 500 Hz expected");
     require(config.min_speech > 0 && config.min_speech <= 10, "voice activity: min_speech of ", config.min_speech,
             " s given, more than 0 and at most 10 s expected");
     require(config.min_silence > 0 && config.min_silence <= 10, "voice activity: min_silence of ", config.min_silence,
@@ -43,7 +43,6 @@ class VoiceActivity {
     padding_ = samples(config.padding);
     min_silence_ = samples(config.min_silence);
     kept_.resize(static_cast<std::size_t>(padding_ + samples(2 * config.min_speech + config.min_silence + 0.1)));
-    background_.push(-55, 5);  // a tenth of the levels for 0.45 s
   }
 
   /// Takes samples in [-1, 1] and calls `take(Index begin, std::span<const float> samples, bool ends)` for each part of
@@ -54,7 +53,7 @@ class VoiceActivity {
     for (const float x : samples) {
       kept_[static_cast<std::size_t>(count_ % capacity())] = x;
       ++count_;
-      if (level_of_.push(x)) take_step(level_of_.level(), take);
+      if (activity_.push(x)) take_step(activity_.sounds(), take);
     }
   }
   /// Ends the samples; a stretch that is open ends with them, or with its padding. The object is used up.
@@ -73,19 +72,10 @@ class VoiceActivity {
   Index speech() const { return speech_; }
 
  private:
-  static constexpr Index near = 13;  // steps whose quietest 50 ms are the floor
-
   Index capacity() const { return static_cast<Index>(kept_.size()); }
   /// Decides what follows from a step that has ended.
   template <class Take>
-  void take_step(double level, Take& take) {
-    background_.push(level);
-    recent_[static_cast<std::size_t>(step_ % near)] = level;
-    ++step_;
-    const bool sounds = !background_.thresholds().is_silent(level, [&] {
-      return detail::quietest(std::max<Index>(0, step_ - near), step_,
-                              [&](Index i) { return recent_[static_cast<std::size_t>(i % near)]; });
-    });
+  void take_step(bool sounds, Take& take) {
     if (!speaks_) {
       if (sound_ == 0) onset_ = count_before_step_;
       sound_ = sounds ? sound_ + 1 : std::max<Index>(0, sound_ - 1);
@@ -121,12 +111,10 @@ class VoiceActivity {
     take(given_, std::span<const float>(), true);
   }
 
-  detail::LevelSteps level_of_;
-  detail::LevelCounts background_;
-  std::array<double, near> recent_{};  // levels of the last steps
-  std::vector<float> kept_;            // the last samples, sample i at i % capacity()
+  detail::BandActivity activity_;
+  std::vector<float> kept_;  // the last samples, sample i at i % capacity()
   Index padding_ = 0, min_silence_ = 0, min_speech_;
-  Index count_ = 0, count_before_step_ = 0, step_ = 0, given_ = 0, speech_ = 0;
+  Index count_ = 0, count_before_step_ = 0, given_ = 0, speech_ = 0;
   Index sound_ = 0,     // steps of sound of late
       onset_ = 0,       // sample at which they began
       last_sound_ = 0;  // sample after the last sound of the stretch
