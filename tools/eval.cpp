@@ -206,7 +206,8 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
       portion.not_whole =
           std::count_if(data.examples.begin(), data.examples.end(), [](const Example& e) { return !e.is_whole; });
       notes.insert(notes.end(), data.notes.begin(), data.notes.end());
-      Workspace workspace(o.threads, recognizer.device());  // its memory goes with the portion, for the next one has other shapes
+      // Its memory goes with the portion, for the next one has other shapes.
+      Workspace workspace(o.threads, recognizer.device());
       portion.whole = recognizer.evaluate(data, workspace, how);
       texts.count_again(own, portion.whole);
       if (o.stream.streaming) {

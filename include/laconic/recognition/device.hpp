@@ -28,8 +28,8 @@ struct Device {
 
 /// Describes a device.
 struct DeviceInfo {
-  Device device;              ///< the device
-  std::string description;    ///< what it is: threads and instruction set, or the name of the card
+  Device device;               ///< the device
+  std::string description;     ///< threads and instruction set, or the name of the card
   std::size_t memory_bytes{};  ///< memory of a GPU; 0 for the processor
 };
 

@@ -150,8 +150,8 @@ struct ConversionChoice {
 class Workspace {
  public:
   /// Makes a workspace with `threads` threads of the processor; 0 takes all that the machine offers. Models run on
-  /// `device`, for which they must have been prepared. Throws `Error` unless 0 <= threads <= 4096, and for a GPU that is
-  /// not there.
+  /// `device`, for which they must have been prepared. Throws `Error` unless 0 <= threads <= 4096, and for a GPU that
+  /// is not there.
   explicit Workspace(int threads = 0, const Device& device = {});
   /// Takes over the other's threads and memory.
   Workspace(Workspace&&) noexcept;
@@ -311,10 +311,10 @@ class Recognizer {
   /// full attention.
   void export_hugging_face(const std::filesystem::path& folder) const;
 
-  /// Packs the weights as products read them, rounded as in the file. From then on the model is faster and can only be
-  /// run. `threads` = 0 takes all that the machine offers. Allocates.
+  /// Packs the weights as products read them, rounded as in the file, on the device where the model then runs. From
+  /// then on it is faster and can only be run. `threads` = 0 takes all that the machine offers. Allocates.
   void prepare(int threads = 0, const Device& device = {});
-  /// Packs the weights as products read them, rounded as `weights` says, with so many threads. Allocates.
+  /// Packs the weights on a device, rounded as `weights` says, with so many threads. Allocates.
   void prepare(Storage weights, int threads, const Device& device = {});
   /// Returns the device that the weights were prepared for; the processor if they were not.
   const Device& device() const;

@@ -22,7 +22,7 @@ inline namespace LACONIC_ABI {
 
 /// Holds the context that a workspace computes with.
 struct Workspace::Context {
-  Device device;   ///< where models run
+  Device device;   ///< the device that models run on
   Cpu<float> cpu;  ///< threads and memory of the host
 #if LACONIC_RECOGNIZER_CUDA
   std::unique_ptr<Cuda<float>> cuda;  ///< the GPU's, if the device is one

@@ -105,13 +105,14 @@ struct Gemm {
   /// Returns the tiles of C of one batch.
   static constexpr Index tiles(const GemmSize& size) { return pieces(size.rows, Side) * pieces(size.cols, Side); }
 
-  struct alignas(own * sizeof(T) < 16 ? own * sizeof(T) : 16) Values {
-    T v[own];
+  static constexpr auto own_values = static_cast<std::size_t>(own);
+  struct alignas(own_values * sizeof(T) < 16 ? own_values * sizeof(T) : 16) Values {
+    T v[own_values];
   };
   struct State {
-    T next_a[loads], next_b[loads];
-    T chunk_sum[own * own];
-    Sum sum[own * own];
+    T next_a[static_cast<std::size_t>(loads)], next_b[static_cast<std::size_t>(loads)];
+    T chunk_sum[own_values * own_values];
+    Sum sum[own_values * own_values];
   };
 
   LACONIC_DEVICE void operator()(Block& block) const {

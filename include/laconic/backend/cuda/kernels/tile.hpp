@@ -132,7 +132,7 @@ class Tile {
 
  private:
   struct Sums {
-    T values[RowsEach][cols_each] = {};
+    T values[static_cast<std::size_t>(RowsEach)][static_cast<std::size_t>(cols_each)] = {};
   };
   static constexpr Index second_rows(bool diagonal) { return diagonal ? rows + cols - 1 : cols; }
 
