@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -81,13 +80,10 @@ inline double read_gbs(int threads, const std::vector<float>& x, double bytes) {
 #pragma GCC unroll 24
     for (int c = 0; c < fma_chains; ++c) chain[c] = kernels::add_products(chain[c], a, b);
   }
-  std::int32_t sum = 0;
-  for (int c = 0; c < fma_chains; ++c) {
-    std::int32_t first;
-    std::memcpy(&first, &chain[c], sizeof first);
-    sum += first;
-  }
-  return sum;
+  kernels::WholeVector sum(0);
+#pragma GCC unroll 24
+  for (int c = 0; c < fma_chains; ++c) sum += chain[c];
+  return kernels::sum_lanes<std::int32_t>(sum);
 }
 #endif
 

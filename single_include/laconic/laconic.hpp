@@ -190,7 +190,7 @@
 #else
 #define LACONIC_VNNI 0
 #endif
-#if LACONIC_VNNI || (defined(__AVX2__) && !defined(__AVX512F__))
+#if LACONIC_VNNI || (defined(__AVX512F__) ? defined(__AVX512BW__) : defined(__AVX2__))
 #define LACONIC_WHOLE_PRODUCTS 1  // rounded activations meet weights of bytes in whole numbers, faster than in floats
 #else
 #define LACONIC_WHOLE_PRODUCTS 0
@@ -218,7 +218,7 @@ namespace detail {
 /// than 2000 bytes loses its middle, without cutting a UTF-8 character.
 inline std::string one_line(std::string line) {
   for (char& c : line)
-    if ((c >= 0 && c < ' ') || c == 127) c = '?';
+    if (static_cast<unsigned char>(c) < ' ' || c == 127) c = '?';
   constexpr std::size_t kept = 1000;
   if (line.size() <= 2 * kept) return line;
   const auto within = [&](std::size_t at) { return (static_cast<unsigned char>(line[at]) & 0xC0) == 0x80; };
@@ -5730,13 +5730,13 @@ inline void store_part(float* to, const Batch<float>& x, Index count) {
 }
 #endif
 
-/// Returns a vector that the compiler holds in a register. With the 16 registers of SSE and AVX2, g++ 12 otherwise
-/// reads some operands from memory again in each multiply-add, and loads become the limit.
+/// Returns a vector that the compiler holds in a register. g++ 12 otherwise reads some operands from memory again in
+/// each multiply-add, and loads become the limit.
 template <class T>
 Batch<T> in_register(const Batch<T>& x) {
-#if defined(__GNUC__) && defined(__SSE2__) && !defined(__AVX512F__)
+#if defined(__GNUC__) && defined(__SSE2__)
   auto value = x.data;
-  asm("" : "+x"(value));
+  asm("" : "+v"(value));
   return Batch<T>(value);
 #else
   return x;
@@ -6192,15 +6192,22 @@ struct GemmTile {
   /// Gives the rows of a block of A (block_rows x depth), which meets one panel of B after the other: 512 KiB in float.
   static constexpr Index block_rows = 256;
   static constexpr Index depth = 512;  ///< columns of a block of A
+  /// Gives the bytes of a panel from which on a single row meets two panels at once. The next two lie elsewhere: after
+  /// short panels this costs more (22% of a product with 144 inputs) than two panels save.
+  static constexpr Index long_panel = 64 << 10;
+  /// Gives the columns of B from which on a transposed A is copied. With fewer the copy takes up to 16% of the product.
+  static constexpr Index copying_cols = 1024;
 #else  // measured on a processor with 512 KiB of second-level cache, as most without AVX-512
   static constexpr Index rows = 4;
   static constexpr Index block_rows = 128;
   static constexpr Index depth = 1024;
+  static constexpr Index long_panel = 0;
+  static constexpr Index copying_cols = 48;
 #endif
   /// Gives the columns of the register tile, and of a panel.
   static constexpr Index cols = vectors * lanes<T>;
-  /// Gives the panels that a single row meets at once. With one it would wait for its own sums; two panels are also two
-  /// streams from memory.
+  /// Gives the max number of panels that a single row meets at once. With one it would wait for its own sums; two
+  /// panels are also two streams from memory.
   static constexpr Index row_panels = 2;
   /// Gives the columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
@@ -6457,6 +6464,13 @@ struct NoEpilogue {
   void operator()(Index, Index, T*, Index, Index, Index) const {}
 };
 
+/// Returns the panels that so many rows of A meet at once, whose columns take `column_bytes` each.
+template <class T>
+constexpr Index panels_together(Index rows, Index column_bytes) {
+  using Tile = GemmTile<T>;
+  return rows == 1 && column_bytes * Tile::cols >= Tile::long_panel ? Tile::row_panels : 1;
+}
+
 /// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null. B is in
 /// panels, of which the rows `ks` and the columns `js` are read; js.begin is the first column of a panel. a, c and bias
 /// begin at these rows and columns. epilogue(row, col, c, c_stride, rows, cols) is called for each finished tile of C
@@ -6471,7 +6485,7 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   for (Index block = 0; block < blocks; ++block) {
     const Range of_block = equal_part(m, Tile::rows, block, blocks);
     const Index i = of_block.begin, rows = of_block.size();
-    const Index together = rows == 1 ? Tile::row_panels * Tile::cols : Tile::cols;
+    const Index together = panels_together<T>(rows, b.depth * static_cast<Index>(sizeof(Number))) * Tile::cols;
     for (Index j = 0, used; j < js.size(); j += used) {
       used = std::min(j + together <= js.size() ? together : Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
@@ -6481,9 +6495,11 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
         const Index depth = std::min(Tile::depth, ks.size() - k);
         const bool from_c = accumulate || k > 0;
         const T* start = bias == nullptr ? nullptr : bias + j;
-        if (used > Tile::cols)
-          detail::gemm_kernel<1, Tile::row_panels * Tile::vectors>(from, panel, Tile::cols, b.depth * Tile::cols, depth,
-                                                                   to, c_stride, used, from_c, start);
+        if (rows == 1 && used == together)
+          detail::with_constant<Tile::row_panels>(used / Tile::cols, [&](auto panels) {
+            detail::gemm_kernel<1, decltype(panels)::value * Tile::vectors>(
+                from, panel, Tile::cols, b.depth * Tile::cols, depth, to, c_stride, used, from_c, start);
+          });
         else
           detail::gemm_panel(rows, from, panel, b.width(js.begin + j), depth, to, c_stride, used, from_c, start);
       }
@@ -6578,7 +6594,7 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
   const Buffer packed = floats(Panels<T>::size(k, n));
   const auto panels = pack(packing, b, k, n, static_cast<T*>(packed.data()));
   Buffer rows;
-  if (a.row_stride == 1 && a.col_stride >= 64 && n >= 2 * GemmTile<T>::cols) {
+  if (a.row_stride == 1 && a.col_stride >= 64 && n >= GemmTile<T>::copying_cols) {
     rows = floats(m * k);
     transpose_rows(packing, m, k, a, static_cast<T*>(rows.data()));
     a = {static_cast<const T*>(rows.data()), k};
@@ -6841,12 +6857,7 @@ LACONIC_COMPILE(conv1d_backward_input);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#if LACONIC_WHOLE_PRODUCTS
-#include <immintrin.h>
-#endif
-
-// Products with weights that are packed once, before they are used: panels of floats, of bf16, or of bytes with a scale
-// for each output (int8).
+// The instructions by which rounded activations meet weights of bytes, with sums of 32 bits.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -6855,9 +6866,106 @@ namespace kernels {
 /// Gives the inputs of a weight of bytes that lie together: those that one instruction multiplies and adds up, four
 /// bytes with VNNI and two numbers of 16 bits otherwise.
 inline constexpr Index bytes_group = LACONIC_VNNI ? 4 : 2;
-/// Gives the rows of the register tile of bytes: one less than of floats where products need a register of their own
-/// before they are added.
-inline constexpr Index int8_tile_rows = GemmTile<float>::rows - (LACONIC_VNNI ? 0 : 1);
+
+#if LACONIC_WHOLE_PRODUCTS
+
+/// Names a vector of whole numbers.
+using WholeVector = Batch<std::int32_t>;
+/// Names a rounded activation: -127 to 127 with `activation_zero` added.
+using RoundedNumber = std::conditional_t<LACONIC_VNNI, std::uint8_t, std::int16_t>;
+/// Gives the activation that stands for zero. VNNI multiplies unsigned bytes by signed ones.
+inline constexpr std::int32_t activation_zero = LACONIC_VNNI ? 128 : 0;
+
+#ifdef __AVX512F__
+
+/// Stores whole numbers in bytes, or in 16 bits.
+inline void store_narrow(__m512i x, std::uint8_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x));
+}
+inline void store_narrow(__m512i x, std::int16_t* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(x));
+}
+
+#if LACONIC_VNNI
+/// Loads the bytes of one group of inputs for a vector of outputs, for `add_products`.
+inline WholeVector load_group(const std::int8_t* from) { return _mm512_loadu_si512(from); }
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm512_dpbusd_epi32(sum, x, w);
+}
+#else
+/// Loads the bytes of one group of inputs for a vector of outputs, for `add_products`, and widens them.
+inline WholeVector load_group(const std::int8_t* from) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(x, w));
+}
+#endif
+
+#else
+
+/// Stores whole numbers in bytes, or in 16 bits.
+inline void store_narrow(__m256i x, std::int16_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
+inline void store_narrow(__m256i x, std::uint8_t* to) {
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+}
+
+#if LACONIC_VNNI
+/// Loads the bytes of one group of inputs for a vector of outputs, for `add_products`.
+inline WholeVector load_group(const std::int8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm256_dpbusd_avx_epi32(sum, x, w);
+}
+#else
+/// Loads the bytes of one group of inputs for a vector of outputs, for `add_products`, and widens them.
+inline WholeVector load_group(const std::int8_t* from) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
+}
+#endif
+
+#endif
+
+/// Returns a vector in which each output meets the same group of activations, whose bits these are.
+inline WholeVector spread_group(std::int32_t bits) { return WholeVector(bits); }
+/// Returns what `activation_zero` adds to sums: that many times the sum of each output's row.
+inline WholeVector zero_of(const std::int32_t* sums) { return load(sums) * WholeVector(activation_zero); }
+
+/// Rounds `count` floats times `factor`, or a whole vector if there are more, to whole numbers in `to`, which has room
+/// for a vector. Lanes from `count` on become zeros.
+inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
+  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
+  store_narrow(xsimd::nearbyint_as_int(some * Batch<float>(factor)) + WholeVector(activation_zero), to);
+}
+
+#endif
+
+}  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// Products with weights that are packed once, before they are used: panels of floats, of bf16, or of bytes with a scale
+// for each output (int8).
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace kernels {
+
+/// Gives the rows of the register tile of bytes: one less than of floats where products need one of 16 registers before
+/// they are added.
+inline constexpr Index int8_tile_rows = GemmTile<float>::rows - (!LACONIC_VNNI && GemmTile<float>::rows == 4 ? 1 : 0);
 
 /// Describes the layout of a packed weight (out, in). Bytes are in groups of `bytes_group` inputs, as the instruction
 /// that multiplies them reads them, followed by the scale and the sum of each output's row.
@@ -6989,102 +7097,6 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-#if LACONIC_VNNI && defined(__AVX512F__)
-
-/// Names a vector of whole numbers.
-using WholeVector = __m512i;
-/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
-using RoundedNumber = std::uint8_t;
-
-/// Returns 16 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
-inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
-  const auto some = static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
-  const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x), _mm512_set1_ps(factor)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                   _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, _mm512_set1_epi32(128))));
-}
-/// Loads the bytes of one group of inputs for a vector of outputs.
-inline WholeVector load_group(const std::int8_t* from) { return _mm512_loadu_si512(from); }
-/// Returns a vector in which each output meets the same group of activations, whose bits these are.
-inline WholeVector spread_group(std::int32_t bits) { return _mm512_set1_epi32(bits); }
-/// Returns sum + the products of a group, added up for each output.
-inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
-  return _mm512_dpbusd_epi32(sum, x, w);
-}
-/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
-inline WholeVector zero_of(const std::int32_t* sums) { return _mm512_slli_epi32(_mm512_loadu_si512(sums), 7); }
-/// Returns the sums less that, as floats.
-inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
-  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done), zero));
-}
-
-#elif LACONIC_VNNI
-
-/// Names a vector of whole numbers.
-using WholeVector = __m256i;
-/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
-using RoundedNumber = std::uint8_t;
-
-/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
-inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
-  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
-  const __m256i rounded =
-      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor))), _mm256_set1_epi32(128));
-  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
-}
-/// Loads the bytes of one group of inputs for a vector of outputs.
-inline WholeVector load_group(const std::int8_t* from) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-}
-/// Returns a vector in which each output meets the same group of activations, whose bits these are.
-inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
-/// Returns sum + the products of a group, added up for each output.
-inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
-  return _mm256_dpbusd_avx_epi32(sum, x, w);
-}
-/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
-inline WholeVector zero_of(const std::int32_t* sums) {
-  return _mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)), 7);
-}
-/// Returns the sums less that, as floats.
-inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
-}
-
-#else
-
-/// Names a vector of whole numbers.
-using WholeVector = __m256i;
-/// Names a rounded activation: -127 to 127.
-using RoundedNumber = std::int16_t;
-
-/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
-inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
-  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
-  const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                   _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
-}
-/// Loads the bytes of one group of inputs for a vector of outputs, and widens them.
-inline WholeVector load_group(const std::int8_t* from) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-/// Returns a vector in which each output meets the same group of activations, whose bits these are.
-inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
-/// Returns sum + the products of a group, added up for each output.
-inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
-}
-/// Returns what the zero of activations adds to sums: nothing.
-inline WholeVector zero_of(const std::int32_t*) { return _mm256_setzero_si256(); }
-/// Returns the sums less that, as floats.
-inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
-}
-
-#endif
-
 /// Rounds a row x (in) to whole numbers up to 127 and returns its scale: max |x| / 127. A NaN or infinity in the row
 /// makes the scale NaN. `to` has room for whole vectors.
 inline float round_row(Index in, const float* x, RoundedNumber* to) {
@@ -7115,13 +7127,13 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) sum[i][j] = WholeVector{};
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = WholeVector(0);
   }
   for (Index g = 0; g < groups; ++g) {
     WholeVector row[vectors];
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j)
-      row[j] = load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step);
+      row[j] = in_register(load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step));
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; j += of_panel)
       detail::prefetch_later_row<of_panel * step>(b + j / of_panel * panel_stride + g * of_panel * step,
@@ -7148,7 +7160,7 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
                        start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
     const WholeVector zero = zero_of(sums + j);
     for (Index i = 0; i < Rows; ++i) {
-      const Batch<float> product = to_floats(done[i] + j, zero);
+      const Batch<float> product = xsimd::to_float(WholeVector::load_aligned(done[i] + j) - zero);
       store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
     }
   }
@@ -7184,7 +7196,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
                  const float* bias, float* y, const Epilogue& epilogue) {
   if (rows.size() == 0) return;
   using Tile = GemmTile<float>;
-  const Index together = rows.size() == 1 ? Tile::row_panels * Tile::cols : Tile::cols,
+  const Index together = panels_together<float>(rows.size(), layout.grouped_in()) * Tile::cols,
               panel_stride = layout.grouped_in() * Tile::cols;
   for (Index j = cols.begin, used; j < cols.end; j += used) {
     used = std::min(j + together <= layout.out && j + together <= cols.end ? together : Tile::cols, layout.out - j);
@@ -7197,8 +7209,11 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
           layout.scales(data) + j, layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, y + i * layout.out + j,
           layout.out, used);
     };
-    if (used > Tile::cols)
-      tile(0, std::integral_constant<Index, 1>(), std::integral_constant<Index, Tile::row_panels * Tile::vectors>());
+    if (rows.size() == 1 && used == together)
+      detail::with_constant<Tile::row_panels>(used / Tile::cols, [&](auto panels) {
+        tile(0, std::integral_constant<Index, 1>(),
+             std::integral_constant<Index, decltype(panels)::value * Tile::vectors>());
+      });
     else
       detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
         detail::each_row_tile<int8_tile_rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });

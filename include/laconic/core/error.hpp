@@ -20,7 +20,7 @@ namespace detail {
 /// than 2000 bytes loses its middle, without cutting a UTF-8 character.
 inline std::string one_line(std::string line) {
   for (char& c : line)
-    if ((c >= 0 && c < ' ') || c == 127) c = '?';
+    if (static_cast<unsigned char>(c) < ' ' || c == 127) c = '?';
   constexpr std::size_t kept = 1000;
   if (line.size() <= 2 * kept) return line;
   const auto within = [&](std::size_t at) { return (static_cast<unsigned char>(line[at]) & 0xC0) == 0x80; };

@@ -181,7 +181,7 @@
 #else
 #define LACONIC_VNNI 0
 #endif
-#if LACONIC_VNNI || (defined(__AVX2__) && !defined(__AVX512F__))
+#if LACONIC_VNNI || (defined(__AVX512F__) ? defined(__AVX512BW__) : defined(__AVX2__))
 #define LACONIC_WHOLE_PRODUCTS 1  // rounded activations meet weights of bytes in whole numbers, faster than in floats
 #else
 #define LACONIC_WHOLE_PRODUCTS 0

@@ -43,15 +43,22 @@ struct GemmTile {
   /// Gives the rows of a block of A (block_rows x depth), which meets one panel of B after the other: 512 KiB in float.
   static constexpr Index block_rows = 256;
   static constexpr Index depth = 512;  ///< columns of a block of A
+  /// Gives the bytes of a panel from which on a single row meets two panels at once. The next two lie elsewhere: after
+  /// short panels this costs more (22% of a product with 144 inputs) than two panels save.
+  static constexpr Index long_panel = 64 << 10;
+  /// Gives the columns of B from which on a transposed A is copied. With fewer the copy takes up to 16% of the product.
+  static constexpr Index copying_cols = 1024;
 #else  // measured on a processor with 512 KiB of second-level cache, as most without AVX-512
   static constexpr Index rows = 4;
   static constexpr Index block_rows = 128;
   static constexpr Index depth = 1024;
+  static constexpr Index long_panel = 0;
+  static constexpr Index copying_cols = 48;
 #endif
   /// Gives the columns of the register tile, and of a panel.
   static constexpr Index cols = vectors * lanes<T>;
-  /// Gives the panels that a single row meets at once. With one it would wait for its own sums; two panels are also two
-  /// streams from memory.
+  /// Gives the max number of panels that a single row meets at once. With one it would wait for its own sums; two
+  /// panels are also two streams from memory.
   static constexpr Index row_panels = 2;
   /// Gives the columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
@@ -308,6 +315,13 @@ struct NoEpilogue {
   void operator()(Index, Index, T*, Index, Index, Index) const {}
 };
 
+/// Returns the panels that so many rows of A meet at once, whose columns take `column_bytes` each.
+template <class T>
+constexpr Index panels_together(Index rows, Index column_bytes) {
+  using Tile = GemmTile<T>;
+  return rows == 1 && column_bytes * Tile::cols >= Tile::long_panel ? Tile::row_panels : 1;
+}
+
 /// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null. B is in
 /// panels, of which the rows `ks` and the columns `js` are read; js.begin is the first column of a panel. a, c and bias
 /// begin at these rows and columns. epilogue(row, col, c, c_stride, rows, cols) is called for each finished tile of C
@@ -322,7 +336,7 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   for (Index block = 0; block < blocks; ++block) {
     const Range of_block = equal_part(m, Tile::rows, block, blocks);
     const Index i = of_block.begin, rows = of_block.size();
-    const Index together = rows == 1 ? Tile::row_panels * Tile::cols : Tile::cols;
+    const Index together = panels_together<T>(rows, b.depth * static_cast<Index>(sizeof(Number))) * Tile::cols;
     for (Index j = 0, used; j < js.size(); j += used) {
       used = std::min(j + together <= js.size() ? together : Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
@@ -332,9 +346,11 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
         const Index depth = std::min(Tile::depth, ks.size() - k);
         const bool from_c = accumulate || k > 0;
         const T* start = bias == nullptr ? nullptr : bias + j;
-        if (used > Tile::cols)
-          detail::gemm_kernel<1, Tile::row_panels * Tile::vectors>(from, panel, Tile::cols, b.depth * Tile::cols, depth,
-                                                                   to, c_stride, used, from_c, start);
+        if (rows == 1 && used == together)
+          detail::with_constant<Tile::row_panels>(used / Tile::cols, [&](auto panels) {
+            detail::gemm_kernel<1, decltype(panels)::value * Tile::vectors>(
+                from, panel, Tile::cols, b.depth * Tile::cols, depth, to, c_stride, used, from_c, start);
+          });
         else
           detail::gemm_panel(rows, from, panel, b.width(js.begin + j), depth, to, c_stride, used, from_c, start);
       }
@@ -429,7 +445,7 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
   const Buffer packed = floats(Panels<T>::size(k, n));
   const auto panels = pack(packing, b, k, n, static_cast<T*>(packed.data()));
   Buffer rows;
-  if (a.row_stride == 1 && a.col_stride >= 64 && n >= 2 * GemmTile<T>::cols) {
+  if (a.row_stride == 1 && a.col_stride >= 64 && n >= GemmTile<T>::copying_cols) {
     rows = floats(m * k);
     transpose_rows(packing, m, k, a, static_cast<T*>(rows.data()));
     a = {static_cast<const T*>(rows.data()), k};

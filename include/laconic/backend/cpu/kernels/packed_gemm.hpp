@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/kernels/byte_products.hpp>
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/core/compiled.hpp>
@@ -11,10 +12,6 @@
 #include <type_traits>
 #include <utility>
 
-#if LACONIC_WHOLE_PRODUCTS
-#include <immintrin.h>
-#endif
-
 // Products with weights that are packed once, before they are used: panels of floats, of bf16, or of bytes with a scale
 // for each output (int8).
 
@@ -22,12 +19,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Gives the inputs of a weight of bytes that lie together: those that one instruction multiplies and adds up, four
-/// bytes with VNNI and two numbers of 16 bits otherwise.
-inline constexpr Index bytes_group = LACONIC_VNNI ? 4 : 2;
-/// Gives the rows of the register tile of bytes: one less than of floats where products need a register of their own
-/// before they are added.
-inline constexpr Index int8_tile_rows = GemmTile<float>::rows - (LACONIC_VNNI ? 0 : 1);
+/// Gives the rows of the register tile of bytes: one less than of floats where products need one of 16 registers before
+/// they are added.
+inline constexpr Index int8_tile_rows = GemmTile<float>::rows - (!LACONIC_VNNI && GemmTile<float>::rows == 4 ? 1 : 0);
 
 /// Describes the layout of a packed weight (out, in). Bytes are in groups of `bytes_group` inputs, as the instruction
 /// that multiplies them reads them, followed by the scale and the sum of each output's row.
@@ -159,102 +153,6 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-#if LACONIC_VNNI && defined(__AVX512F__)
-
-/// Names a vector of whole numbers.
-using WholeVector = __m512i;
-/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
-using RoundedNumber = std::uint8_t;
-
-/// Returns 16 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
-inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
-  const auto some = static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
-  const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x), _mm512_set1_ps(factor)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                   _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, _mm512_set1_epi32(128))));
-}
-/// Loads the bytes of one group of inputs for a vector of outputs.
-inline WholeVector load_group(const std::int8_t* from) { return _mm512_loadu_si512(from); }
-/// Returns a vector in which each output meets the same group of activations, whose bits these are.
-inline WholeVector spread_group(std::int32_t bits) { return _mm512_set1_epi32(bits); }
-/// Returns sum + the products of a group, added up for each output.
-inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
-  return _mm512_dpbusd_epi32(sum, x, w);
-}
-/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
-inline WholeVector zero_of(const std::int32_t* sums) { return _mm512_slli_epi32(_mm512_loadu_si512(sums), 7); }
-/// Returns the sums less that, as floats.
-inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
-  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done), zero));
-}
-
-#elif LACONIC_VNNI
-
-/// Names a vector of whole numbers.
-using WholeVector = __m256i;
-/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
-using RoundedNumber = std::uint8_t;
-
-/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
-inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
-  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
-  const __m256i rounded =
-      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor))), _mm256_set1_epi32(128));
-  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
-}
-/// Loads the bytes of one group of inputs for a vector of outputs.
-inline WholeVector load_group(const std::int8_t* from) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-}
-/// Returns a vector in which each output meets the same group of activations, whose bits these are.
-inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
-/// Returns sum + the products of a group, added up for each output.
-inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
-  return _mm256_dpbusd_avx_epi32(sum, x, w);
-}
-/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
-inline WholeVector zero_of(const std::int32_t* sums) {
-  return _mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)), 7);
-}
-/// Returns the sums less that, as floats.
-inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
-}
-
-#else
-
-/// Names a vector of whole numbers.
-using WholeVector = __m256i;
-/// Names a rounded activation: -127 to 127.
-using RoundedNumber = std::int16_t;
-
-/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
-inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
-  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
-  const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                   _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
-}
-/// Loads the bytes of one group of inputs for a vector of outputs, and widens them.
-inline WholeVector load_group(const std::int8_t* from) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-/// Returns a vector in which each output meets the same group of activations, whose bits these are.
-inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
-/// Returns sum + the products of a group, added up for each output.
-inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
-}
-/// Returns what the zero of activations adds to sums: nothing.
-inline WholeVector zero_of(const std::int32_t*) { return _mm256_setzero_si256(); }
-/// Returns the sums less that, as floats.
-inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
-}
-
-#endif
-
 /// Rounds a row x (in) to whole numbers up to 127 and returns its scale: max |x| / 127. A NaN or infinity in the row
 /// makes the scale NaN. `to` has room for whole vectors.
 inline float round_row(Index in, const float* x, RoundedNumber* to) {
@@ -285,13 +183,13 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) sum[i][j] = WholeVector{};
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = WholeVector(0);
   }
   for (Index g = 0; g < groups; ++g) {
     WholeVector row[vectors];
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j)
-      row[j] = load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step);
+      row[j] = in_register(load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step));
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; j += of_panel)
       detail::prefetch_later_row<of_panel * step>(b + j / of_panel * panel_stride + g * of_panel * step,
@@ -318,7 +216,7 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
                        start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
     const WholeVector zero = zero_of(sums + j);
     for (Index i = 0; i < Rows; ++i) {
-      const Batch<float> product = to_floats(done[i] + j, zero);
+      const Batch<float> product = xsimd::to_float(WholeVector::load_aligned(done[i] + j) - zero);
       store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
     }
   }
@@ -354,7 +252,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
                  const float* bias, float* y, const Epilogue& epilogue) {
   if (rows.size() == 0) return;
   using Tile = GemmTile<float>;
-  const Index together = rows.size() == 1 ? Tile::row_panels * Tile::cols : Tile::cols,
+  const Index together = panels_together<float>(rows.size(), layout.grouped_in()) * Tile::cols,
               panel_stride = layout.grouped_in() * Tile::cols;
   for (Index j = cols.begin, used; j < cols.end; j += used) {
     used = std::min(j + together <= layout.out && j + together <= cols.end ? together : Tile::cols, layout.out - j);
@@ -367,8 +265,11 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
           layout.scales(data) + j, layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, y + i * layout.out + j,
           layout.out, used);
     };
-    if (used > Tile::cols)
-      tile(0, std::integral_constant<Index, 1>(), std::integral_constant<Index, Tile::row_panels * Tile::vectors>());
+    if (rows.size() == 1 && used == together)
+      detail::with_constant<Tile::row_panels>(used / Tile::cols, [&](auto panels) {
+        tile(0, std::integral_constant<Index, 1>(),
+             std::integral_constant<Index, decltype(panels)::value * Tile::vectors>());
+      });
     else
       detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
         detail::each_row_tile<int8_tile_rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });

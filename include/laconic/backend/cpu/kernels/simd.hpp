@@ -86,13 +86,13 @@ inline void store_part(float* to, const Batch<float>& x, Index count) {
 }
 #endif
 
-/// Returns a vector that the compiler holds in a register. With the 16 registers of SSE and AVX2, g++ 12 otherwise
-/// reads some operands from memory again in each multiply-add, and loads become the limit.
+/// Returns a vector that the compiler holds in a register. g++ 12 otherwise reads some operands from memory again in
+/// each multiply-add, and loads become the limit.
 template <class T>
 Batch<T> in_register(const Batch<T>& x) {
-#if defined(__GNUC__) && defined(__SSE2__) && !defined(__AVX512F__)
+#if defined(__GNUC__) && defined(__SSE2__)
   auto value = x.data;
-  asm("" : "+x"(value));
+  asm("" : "+v"(value));
   return Batch<T>(value);
 #else
   return x;
