@@ -5103,6 +5103,103 @@ class Autodiff {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// The checks of arguments of attention primitives, which all backends share. Each throws `Error` for what does not fit.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace checks {
+
+/// Checks the arguments of `attend` without its relative term. k and v are views of cached and new rows, or of rows
+/// only (their cache is null).
+template <class Tensor, class CachedRows>
+void attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
+            const Sequences& q_sequences, const Sequences& kv_sequences) {
+  const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
+  require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
+              q.cols() == width * shape.num_heads && k.rows.cols() == width * shape.num_kv_heads &&
+              v.rows.cols() % shape.num_kv_heads == 0,
+          "attend: q, k, v have ", q.cols(), ", ", k.rows.cols(), ", ", v.rows.cols(), " channels, which ",
+          shape.num_heads, " heads over ", shape.num_kv_heads, " key-value heads do not divide");
+  // With caches, the new keys and values are the rows of the queries.
+  const bool cached = k.cache != nullptr;
+  const Sequences& fresh = cached ? q_sequences : kv_sequences;
+  require(q.rows() == q_sequences.rows() && k.rows.rows() == fresh.rows() && v.rows.rows() == k.rows.rows() &&
+              q_sequences.size() == kv_sequences.size() && cached == (v.cache != nullptr),
+          "attend: q, k, v have ", q.rows(), ", ", k.rows.rows(), ", ", v.rows.rows(), " rows; their sequences have ",
+          q_sequences.rows(), " and ", fresh.rows());
+  require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ",
+          shape.mask.left_context, " given, at least 1 and 0 expected, or neither");
+  for (Index n = 0; cached && n < kv_sequences.size(); ++n)
+    for (const auto* rows : {&k, &v}) {
+      const Index count = rows->cache->count(rows->slots[static_cast<std::size_t>(n)]);
+      require(count + fresh.length(n) == kv_sequences.length(n), "attend: sequence ", n, " has ", count,
+              " cached rows and ", fresh.length(n), " new ones, ", kv_sequences.length(n), " expected");
+    }
+}
+
+/// Checks the relative term of `attend`, whose table has `table_rows` distances, and its queries, which are those of
+/// the term or else q.
+template <class Tensor, class T>
+void relative_term(const Tensor& q, const RelativeTerm<Tensor, T>& relative, Index table_rows, const AttendShape& shape,
+                   const Sequences& q_sequences, const Sequences& kv_sequences) {
+  const Tensor& query = relative.query.empty() ? q : relative.query;
+  require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
+          "attend: the queries for relative positions are (", query.rows(), ", ", query.cols(), "), expected ",
+          q.rows(), " rows for ", shape.num_heads, " heads");
+  const auto bias = [](const Parameter<T>* p, Index cols) {
+    require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(), " given, ",
+            cols, " expected");
+  };
+  bias(relative.pos_bias_u, q.cols());
+  bias(relative.pos_bias_v, query.cols());
+  require(
+      relative.table.cols() == query.cols() && table_rows % 2 == 1 && (table_rows + 1) / 2 >= kv_sequences.max_length(),
+      "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(), "), expected (2 n - 1, ",
+      query.cols(), ") with n at least ", kv_sequences.max_length());
+  for (Index n = 0; n < q_sequences.size(); ++n)
+    require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n),
+            " queries and ", kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
+}
+
+/// Checks the relative term of attention that is trained.
+template <class Tensor, class T>
+void trainable_term(const RelativeTerm<Tensor, T>& relative) {
+  require(!relative.packed, "attend: a packed table given, which can only be run; one as it is expected to train");
+}
+
+/// Checks the arguments of `prepare_table`.
+template <class Tensor>
+void prepare_table(const Tensor& table, Index num_heads) {
+  require(num_heads > 0 && table.cols() % num_heads == 0, "prepare_table: ", table.cols(), " channels given for ",
+          num_heads, " heads");
+}
+
+/// Checks the arguments of `linear_attend` without its states.
+template <class Tensor>
+void linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                   const Sequences& sequences) {
+  const Index heads = shape.num_heads, kv_heads = shape.num_kv_heads;
+  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols() % heads == 0 &&
+              k.cols() == q.cols() / heads * kv_heads && v.cols() % kv_heads == 0,
+          "linear_attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", heads,
+          " heads over ", kv_heads, " key-value heads do not divide");
+  require(q.rows() == sequences.rows() && k.rows() == q.rows() && v.rows() == q.rows(), "linear_attend: q, k, v have ",
+          q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", sequences.rows());
+  require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ",
+          shape.mask.chunk, " and left context ", shape.mask.left_context,
+          " given; its state cannot forget, so an unlimited left context is expected");
+}
+/// Checks the states of `linear_attend`, `cols` values for each sequence.
+template <class Tensor>
+void linear_attend_states(const Tensor& states, const Sequences& sequences, Index cols) {
+  require(states.rows() == sequences.size() && states.cols() == cols, "linear_attend: states of (", states.rows(), ", ",
+          states.cols(), ") given, (", sequences.size(), ", ", cols, ") expected");
+}
+
+}  // namespace checks
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 // The checks of arguments of elementwise primitives and of those that move values, which all backends share. Each
 // throws `Error` for sizes that do not fit.
 
@@ -8500,9 +8597,11 @@ struct AttendTile {
     const Index begin = std::clamp<Index>(seen.begin - key, 0, keys);
     return {begin, std::clamp(seen.end - key, begin, keys)};
   }
-  /// Returns the index of the dropout decision for query i and the first key of the tile.
+  /// Returns the index of the dropout decision for query i and the first key of the tile. The decisions of a query are
+  /// numbered by the keys of its sequence, so that they do not depend on where tiles begin.
   std::uint64_t dropout_index(Index i) const {
-    return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
+    return (static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24) +
+           static_cast<std::uint64_t>(key);
   }
 
   /// Computes scores_ij = scale (q_i + u) . k_j for the whole tile, and by_position for scale (position_q_i + w) . p_(i
@@ -8771,7 +8870,7 @@ inline constexpr Index attend_split_keys = attend_split_from / 2;
 
 /// Divides the keys of each sequence into splits, holds the partial results, and merges them (Dao et al. 2023,
 /// "Flash-Decoding"). Only the shape of a sequence decides, so results depend neither on threads nor on other
-/// sequences. With dropout there is one split, since dropout decisions are counted from the first key of a tile.
+/// sequences. With dropout there is one split: a training pass has many queries.
 template <class T>
 class AttendSplits {
  public:
@@ -9359,8 +9458,7 @@ class CpuAttention {
 
   /// Returns a table of relative positions in panels, as `attend` reads it. table (2 * span - 1, num_heads * head_dim).
   Tensor prepare_table(const Tensor& table, Index num_heads) {
-    require(num_heads > 0 && table.cols() % num_heads == 0, "prepare_table: ", table.cols(), " channels given for ",
-            num_heads, " heads");
+    checks::prepare_table(table, num_heads);
     Tensor out = core_.make(kernels::packed_table_rows<T>(table.rows()), table.cols());
     kernels::pack_table(core_.threads(), table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
     return out;
@@ -9371,11 +9469,7 @@ class CpuAttention {
   Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                        const Sequences& sequences, Tensor* states = nullptr) {
     const auto in = linear_operands(q, k, v, shape, sequences);
-    require(states == nullptr || (states->rows() == sequences.size() &&
-                                  states->cols() == in.num_kv_heads * in.key_width * (in.value_width + 1)),
-            "linear_attend: states of (", states == nullptr ? 0 : states->rows(), ", ",
-            states == nullptr ? 0 : states->cols(), ") given, (", sequences.size(), ", ",
-            in.num_kv_heads * in.key_width * (in.value_width + 1), ") expected");
+    if (states != nullptr) checks::linear_attend_states(*states, sequences, in.num_kv_heads * in.state_size());
     Tensor out = core_.make(q.rows(), in.num_heads * in.value_width);
     kernels::linear_attend(core_.threads(), core_.arena(), in, out.data(),
                            states == nullptr ? nullptr : states->data());
@@ -9405,77 +9499,38 @@ class CpuAttention {
   kernels::AttendOperands<T> whole_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                             const Sequences& q_sequences, const Sequences& kv_sequences,
                                             const RelativeTerm<Tensor, T>& relative) {
-    require(!relative.packed, "attend: a packed table given, which can only be run; one as it is expected to train");
+    checks::trainable_term(relative);
     return attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
   kernels::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
                                              const AttendShape& shape, const Sequences& q_sequences,
                                              const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
-    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
-    const Tensor &k = keys.rows, &v = values.rows;
-    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
-                q.cols() == width * shape.num_heads && k.cols() == width * shape.num_kv_heads &&
-                v.cols() % shape.num_kv_heads == 0,
-            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
-            " heads over ", shape.num_kv_heads, " key-value heads do not divide");
-    // With caches, the new keys and values are the rows of the queries.
-    const bool cached = keys.cache != nullptr;
-    const Sequences& fresh = cached ? q_sequences : kv_sequences;
-    require(q.rows() == q_sequences.rows() && k.rows() == fresh.rows() && v.rows() == k.rows() &&
-                q_sequences.size() == kv_sequences.size() && cached == (values.cache != nullptr),
-            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
-            q_sequences.rows(), " and ", fresh.rows());
-    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ",
-            shape.mask.left_context, " given, at least 1 and 0 expected, or neither");
+    checks::attend(q, keys, values, shape, q_sequences, kv_sequences);
+    const Sequences& fresh = keys.cache != nullptr ? q_sequences : kv_sequences;
     const auto rows_of = [&](const CachedRows& x) {
       return kernels::AttendRows<T>{x.rows.data(), x.rows.cols(), &fresh, x.cache, x.slots};
     };
-    kernels::AttendOperands<T> in{shape,    &q_sequences,  &kv_sequences,  width, v.cols() / shape.num_kv_heads,
-                                  q.data(), rows_of(keys), rows_of(values)};
-    for (Index n = 0; cached && n < kv_sequences.size(); ++n)
-      for (const auto* rows : {&in.k, &in.v})
-        require(rows->cached(n) + fresh.length(n) == kv_sequences.length(n), "attend: sequence ", n, " has ",
-                rows->cached(n), " cached rows and ", fresh.length(n), " new ones, ", kv_sequences.length(n),
-                " expected");
+    kernels::AttendOperands<T> in{
+        shape,    &q_sequences,  &kv_sequences,  q.cols() / shape.num_heads, values.rows.cols() / shape.num_kv_heads,
+        q.data(), rows_of(keys), rows_of(values)};
     if (relative.table.empty()) return in;
+    const Index table_rows = relative.table.rows() - (relative.packed ? kernels::packed_table_rows<T>(0) : 0);
+    checks::relative_term(q, relative, table_rows, shape, q_sequences, kv_sequences);
     const Tensor& query = relative.query.empty() ? q : relative.query;
-    require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
-            "attend: the queries for relative positions are (", query.rows(), ", ", query.cols(), "), expected ",
-            q.rows(), " rows for ", shape.num_heads, " heads");
-    const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
-      require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(),
-              " given, ", cols, " expected");
-      return p == nullptr ? nullptr : kernels::values_of(*p);
-    };
+    const auto values_of = [](const Parameter<T>* p) { return p == nullptr ? nullptr : kernels::values_of(*p); };
     in.p = relative.table.data();
-    in.u = bias(relative.pos_bias_u, q.cols());
-    in.w = bias(relative.pos_bias_v, query.cols());
+    in.u = values_of(relative.pos_bias_u);
+    in.w = values_of(relative.pos_bias_v);
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
     in.packed_table = relative.packed;
-    const Index table_rows = relative.table.rows() - (relative.packed ? kernels::packed_table_rows<T>(0) : 0);
     in.span = (table_rows + 1) / 2;
-    require(relative.table.cols() == query.cols() && table_rows % 2 == 1 && in.span >= kv_sequences.max_length(),
-            "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(),
-            "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
-    for (Index n = 0; n < q_sequences.size(); ++n)
-      require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n),
-              " queries and ", kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
     return in;
   }
   kernels::LinearAttendOperands<T> linear_operands(const Tensor& q, const Tensor& k, const Tensor& v,
                                                    const AttendShape& shape, const Sequences& sequences) {
+    checks::linear_attend(q, k, v, shape, sequences);
     const Index heads = shape.num_heads, kv_heads = shape.num_kv_heads;
-    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols() % heads == 0 &&
-                k.cols() == q.cols() / heads * kv_heads && v.cols() % kv_heads == 0,
-            "linear_attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", heads,
-            " heads over ", kv_heads, " key-value heads do not divide");
-    require(q.rows() == sequences.rows() && k.rows() == q.rows() && v.rows() == q.rows(),
-            "linear_attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
-            sequences.rows());
-    require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ",
-            shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given; its state cannot forget, so an unlimited left context is expected");
     return {heads,    kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads,
             q.data(), k.data(), v.data()};
   }
@@ -14593,7 +14648,14 @@ class Streams {
 
   /// Holds what one thread needs to take streams through the model.
   struct Worker {
-    explicit Worker(int threads) : context(threads) {}
+    explicit Worker(int threads) : context(made(threads)) {}
+    /// Returns a context with so many threads, or one that has none of the host.
+    static Context made(int threads) {
+      if constexpr (std::is_constructible_v<Context, int>)
+        return Context(threads);
+      else
+        return Context();
+    }
     Context context;
     std::span<const Index> streams{};  // of this push
     std::vector<Index> ready, firsts;  // of its next pass: the streams, and their first frames

@@ -188,7 +188,7 @@ class CudaAttention {
     Index columns;                       ///< columns of the values of a block
     cuda::AttendSplits splits{1, 0, 1};  ///< splits of the keys
     Buffer memory{};                     ///< memory for the partial results
-    cuda::AttendPartials<T> partials{};  ///< their places in it
+    cuda::AttendPartials<T> partials{};  ///< places of the partial results
   };
   template <class Rows>
   Tensor attend_rows(const cuda::AttendOperands<T>& in, const Rows& k, const Rows& v, const Sequences& q_sequences,

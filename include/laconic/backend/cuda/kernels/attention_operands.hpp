@@ -34,7 +34,7 @@ struct AttendOperands {
   Index key_width;                              ///< columns of a query or key head
   Index value_width;                            ///< columns of a value head
   T scale;                                      ///< factor of the scores
-  Mask mask;                                    ///< which keys a query sees
+  Mask mask;                                    ///< the keys that a query sees
   Index sequences;                              ///< sequences
   const Index* q_offsets;                       ///< the first query row of each sequence
   const Index* kv_offsets;                      ///< the first key of each sequence, cached ones included

@@ -87,7 +87,7 @@ struct LinearSums {
   bool sums_group;
   T* to;              ///< (rows, heads of x * width of z)
   T* states;          ///< states before and after, (sequences, kv_heads * width of y * width of z), or null
-  const T* slope_at;  ///< where not null, the result is the derivative by these features' arguments
+  const T* slope_at;  ///< if not null: the features whose arguments the result is the derivative by
   Index columns;      ///< columns of a block
 
   /// Returns the columns of a block for a state of so many rows and columns.
