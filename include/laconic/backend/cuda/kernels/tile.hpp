@@ -111,13 +111,17 @@ class Tile {
       block_.each([&](int t) {
         Sums& sums = sums_[t];
         const int row = t / lanes, col = t % lanes;
-        for (int w = 0; w < depth; ++w)
-          for (int x = 0; x < RowsEach; ++x)
+        for (int w = 0; w < depth; ++w) {
+          LACONIC_UNROLL_DEVICE
+          for (int x = 0; x < RowsEach; ++x) {
+            LACONIC_UNROLL_DEVICE
             for (int y = 0; y < cols_each; ++y) {
               const int r = row + x * lanes, c = col + y * lanes;
               sums.values[x][y] +=
                   first_[PicksA::at(r, c, rows) * stride + w] * second_[PicksB::at(r, c, rows) * stride + w];
             }
+          }
+        }
       });
     }
   }
@@ -125,8 +129,11 @@ class Tile {
   template <class Visit>
   LACONIC_DEVICE void each_sum(const Visit& visit) {
     block_.each([&](int t) {
-      for (int x = 0; x < RowsEach; ++x)
+      LACONIC_UNROLL_DEVICE
+      for (int x = 0; x < RowsEach; ++x) {
+        LACONIC_UNROLL_DEVICE
         for (int y = 0; y < cols_each; ++y) visit(t / lanes + x * lanes, t % lanes + y * lanes, sums_[t].values[x][y]);
+      }
     });
   }
 
