@@ -44,8 +44,8 @@ class CudaNorms {
     if (dweight == nullptr && dbias == nullptr) return dx;
     const Sums sums =
         sums_of(all_rows(x), cuda::LayerNormTerms<T>{dy.data(), x.data(), moments.data(), x.cols()}, x.cols());
-    add(sums[1], dweight);
-    add(sums[0], dbias);
+    add_sums(sums[1], dweight);
+    add_sums(sums[0], dbias);
     return dx;
   }
 
@@ -69,8 +69,8 @@ class CudaNorms {
           core_.stream(), "rms_norm_backward", {x.rows()},
           cuda::RmsNormBackward<T>{dy.data(), x.data(), cuda::values_of(weight), inverses.data(), dx.data(), x.cols()});
     if (T* const dweight = cuda::gradient_of(weight))
-      add(sums_of(all_rows(x), cuda::RmsNormTerms<T>{dy.data(), x.data(), inverses.data(), x.cols()}, x.cols())[0],
-          dweight);
+      add_sums(sums_of(all_rows(x), cuda::RmsNormTerms<T>{dy.data(), x.data(), inverses.data(), x.cols()}, x.cols())[0],
+               dweight);
     return dx;
   }
 
@@ -176,7 +176,7 @@ class CudaNorms {
            cuda::SumColumns<Join>::shared_bytes);
   }
   /// Adds the sums of all groups (groups, cols) to a gradient (cols), unless it is null.
-  void add(const Tensor& sums, T* gradient) {
+  void add_sums(const Tensor& sums, T* gradient) {
     if (gradient != nullptr) core_.add_column_sums(sums.rows(), sums.cols(), sums.data(), gradient);
   }
 
@@ -206,8 +206,8 @@ class CudaNorms {
           groups,
           cuda::ColumnNormTerms<T>{dy.data(), x.data(), of.mean, of.variance, cols, of.stride, static_cast<T>(eps)},
           cols);
-    add(sums[1], dweight);
-    add(sums[0], dbias);
+    add_sums(sums[1], dweight);
+    add_sums(sums[0], dbias);
     if (!needs_dx) return Tensor();
     Tensor dx = core_.make(x.rows(), cols);
     each_column(
