@@ -14,6 +14,20 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
+// Conversions of attention layers, which laconic::recognizer compiles once for all encoders (`extern`).
+#define LACONIC_CONVERSIONS_OF_ATTENTION(extern)                                                                       \
+  extern template LayerConversion convert_attention<true>(                                                             \
+      Recorder<Cpu<float>>&, std::string_view, AnyAttentionLayer<float>&, const AnyAttentionLayer<float>&,             \
+      const Matrix<float>&, const Sequences&, const Mask&, const Fitting&);                                            \
+  extern template void observe_attention(Recorder<Cpu<float>>&, const AnyAttentionLayer<float>&, const Matrix<float>&, \
+                                         const Sequences&, bool, LayerStatistics&);                                    \
+  extern template KeyValueMap map_of_attention(std::string_view, const AnyAttentionLayer<float>&);                     \
+  extern template bool cut_attention(std::string_view, AnyAttentionLayer<float>&, const AnyAttentionLayer<float>&,     \
+                                     const LayerStatistics&, LatentCut<float>&)
+#ifdef LACONIC_RECOGNIZER_SOURCES
+LACONIC_CONVERSIONS_OF_ATTENTION(extern);
+#endif
+
 /// Calls f(method) with the method that is named.
 template <class F>
 auto with_method(const ConversionChoice& how, F&& f) {

@@ -85,7 +85,7 @@ class RecognizerModel {
                            const RecognizerModel* teacher) = 0;
 };
 
-/// Makes a model with random weights.
+/// Makes a model with random weights. Each encoder is compiled in sources of its own.
 template <EncoderName Name>
 std::unique_ptr<RecognizerModel> make_recognizer_model(const EncoderConfig& config, Seed seed);
 

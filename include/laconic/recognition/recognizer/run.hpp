@@ -15,7 +15,7 @@
 #include <laconic/recognition/recognizer/model.hpp>
 
 // Models behind Recognizer, and all that runs them. Conversion and training are declared here and defined in
-// convert.hpp and train.hpp.
+// convert.hpp and train.hpp, so that each can be compiled in a source of its own.
 
 namespace laconic {
 inline namespace LACONIC_ABI {

@@ -14,7 +14,8 @@ inline namespace LACONIC_ABI {
 namespace detail {
 
 /// Cuts the latents of a model to a rank, best for the calibration speech if that is given, and returns the predicted
-/// error. What the optimiser has learnt goes along. Defined in convert.hpp.
+/// error. What the optimiser has learnt goes along. Defined in convert.hpp, whose source has the forward passes that
+/// calibration records.
 template <class Model>
 double cut_latents(Model& model, Index rank, OptimizerState<float>& learnt, const SpeechBatch* calibration);
 

@@ -1,0 +1,7 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/recognition/recognizer/convert.hpp>
+#include <laconic/recognition/recognizer/run.hpp>
+#include <laconic/recognition/recognizer/train.hpp>
+
+template std::unique_ptr<laconic::detail::RecognizerModel>
+laconic::detail::make_recognizer_model<laconic::EncoderName::e_branchformer>(const EncoderConfig&, Seed);
