@@ -6,10 +6,6 @@ function(laconic_program target)
     # GCC 12 warns falsely of its own headers: AVX-512 intrinsics (bug 105593) and string concatenation (bug 105651).
     target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-uninitialized -Wno-restrict)
   endif()
-  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
-    # No garbage collection below 1 GB: a tenth of the time, for a quarter more memory.
-    target_compile_options(${target} PRIVATE "SHELL:--param ggc-min-heapsize=1000000")
-  endif()
   set_target_properties(${target} PROPERTIES COMPILE_WARNING_AS_ERROR ON CXX_EXTENSIONS OFF)
   if(LACONIC_NATIVE)
     target_compile_options(${target} PRIVATE -march=native)
