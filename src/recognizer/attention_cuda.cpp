@@ -5,13 +5,11 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-#if LACONIC_RECOGNIZER_CUDA
 #define LACONIC_COMPILE_ATTENTION(I, Context) \
   LACONIC_ATTENTION_OF_WHOLE(I, Context);     \
   LACONIC_ATTENTION_OF_STREAM(I, Context);    \
   LACONIC_ATTENTION_OF_TRAINING(I, Context)
 LACONIC_EACH_ATTENTION(LACONIC_COMPILE_ATTENTION, Cuda<float>);
-#endif
 
 }  // namespace detail
 }  // namespace LACONIC_ABI

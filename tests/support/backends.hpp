@@ -13,6 +13,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef LACONIC_TEST_CUDA
+static_assert(laconic::StreamingContext<laconic::Cuda<float>> && laconic::TrainingContext<laconic::Cuda<double>>);
+#endif
+
 namespace laconic {
 
 #ifdef LACONIC_TEST_CUDA
@@ -23,7 +27,10 @@ struct OnCuda : Cuda<T> {
 };
 template <class T>
 using Backends = std::tuple<OnCuda<T>>;
+// A GPU sums over tiles of keys, which begin at other keys in a stream than in a whole pass.
+inline constexpr bool streams_have_the_bits_of_whole_passes = false;
 #else
+inline constexpr bool streams_have_the_bits_of_whole_passes = true;
 template <class T>
 using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>>;
 #endif
