@@ -22,8 +22,8 @@ using AnyLayer = std::variant_alternative_t<I, AnyAttentionLayer<float>::Variant
 
 // Explicit instantiations for the attention of this place in the variant on a context; after `extern`, declarations of
 // them.
-#define LACONIC_ATTENTION_OF(I, Context, State)                                                                        \
-  template Context::Tensor layer_output(const AnyLayer<I>&, Context&, const Context::Tensor&,                          \
+#define LACONIC_ATTENTION_OF(I, Context, State)                                               \
+  template Context::Tensor layer_output(const AnyLayer<I>&, Context&, const Context::Tensor&, \
                                         const Pass<Context::Tensor>&, State)
 #define LACONIC_ATTENTION_OF_WHOLE(I, Context) LACONIC_ATTENTION_OF(I, Context, std::nullptr_t)
 #define LACONIC_ATTENTION_OF_STREAM(I, Context) LACONIC_ATTENTION_OF(I, Context, AnyLayer<I>::State<Context>*)
@@ -31,18 +31,18 @@ using AnyLayer = std::variant_alternative_t<I, AnyAttentionLayer<float>::Variant
 #define LACONIC_ATTENTION_OF_CONVERSION(I, Context) LACONIC_ATTENTION_OF(I, Recorder<Context>, std::nullptr_t)
 
 /// Calls name(I, ...) for every attention, each of which ends with a semicolon.
-#define LACONIC_EACH_ATTENTION(name, ...)                                                                              \
-  name(0, __VA_ARGS__);                                                                                                \
-  name(1, __VA_ARGS__);                                                                                                \
-  name(2, __VA_ARGS__);                                                                                                \
-  name(3, __VA_ARGS__);                                                                                                \
-  name(4, __VA_ARGS__);                                                                                                \
-  name(5, __VA_ARGS__);                                                                                                \
-  name(6, __VA_ARGS__);                                                                                                \
-  name(7, __VA_ARGS__);                                                                                                \
-  name(8, __VA_ARGS__);                                                                                                \
-  name(9, __VA_ARGS__);                                                                                                \
-  name(10, __VA_ARGS__);                                                                                               \
+#define LACONIC_EACH_ATTENTION(name, ...) \
+  name(0, __VA_ARGS__);                   \
+  name(1, __VA_ARGS__);                   \
+  name(2, __VA_ARGS__);                   \
+  name(3, __VA_ARGS__);                   \
+  name(4, __VA_ARGS__);                   \
+  name(5, __VA_ARGS__);                   \
+  name(6, __VA_ARGS__);                   \
+  name(7, __VA_ARGS__);                   \
+  name(8, __VA_ARGS__);                   \
+  name(9, __VA_ARGS__);                   \
+  name(10, __VA_ARGS__);                  \
   name(11, __VA_ARGS__)
 
 #ifdef LACONIC_RECOGNIZER_SOURCES
