@@ -27,10 +27,7 @@ struct OnCuda : Cuda<T> {
 };
 template <class T>
 using Backends = std::tuple<OnCuda<T>>;
-// A GPU sums over tiles of keys, which begin at other keys in a stream than in a whole pass.
-inline constexpr bool streams_have_the_bits_of_whole_passes = false;
 #else
-inline constexpr bool streams_have_the_bits_of_whole_passes = true;
 template <class T>
 using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>>;
 #endif

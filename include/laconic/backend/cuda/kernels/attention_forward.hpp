@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -29,25 +30,51 @@ struct AttendSplits {
   }
 };
 
+/// Returns 2^exponent for a whole exponent of at most 0, exactly; NaN stays NaN.
+template <class T>
+LACONIC_DEVICE T power_of_two(T exponent) {
+  if (exponent >= T(-2000)) return std::ldexp(T(1), static_cast<int>(exponent));
+  return exponent != exponent ? exponent : T(0);
+}
+/// Holds exp(x) as mantissa * 2^exponent, with a mantissa from about 0.7 to 1.4. For NaN and +infinity it is NaN.
+template <class T>
+struct Exponential {
+  T mantissa;  ///< exp(x) / 2^exponent
+  T exponent;  ///< x / ln 2, rounded to a whole number
+  /// Computes exp(x).
+  LACONIC_DEVICE static Exponential of(T x) {
+    // ln 2 in two parts, of which `high` has so few bits that exponent * high is exact (Cody and Waite 1980).
+    constexpr bool wide = sizeof(T) == sizeof(double);
+    const T high = wide ? T(6.93147180369123816490e-01) : T(0.693359375),
+            low = wide ? T(1.90821492927058770002e-10) : T(-2.12194440e-4);
+    const T exponent = exponent_of(x);
+    return {std::exp(x - exponent * high - exponent * low), exponent};
+  }
+  /// Returns the exponent of exp(x).
+  LACONIC_DEVICE static T exponent_of(T x) { return std::rint(x * static_cast<T>(std::numbers::log2e)); }
+};
+
 /// Points to the partial results of splits (see AttendSplits::at).
 template <class T>
 struct AttendPartials {
-  T* values = nullptr;  ///< sums of exp(score - max) v, (splits and rows, value_width)
-  T* max = nullptr;     ///< the max score; minus infinity if no key is seen
-  T* sum = nullptr;     ///< the sum of exp(score - max)
+  T* values = nullptr;    ///< sums of exp(score) v / 2^exponent, (splits and rows, value_width)
+  T* exponent = nullptr;  ///< the exponent of the max of exp(score); minus infinity if no key is seen
+  T* sum = nullptr;       ///< the sum of exp(score) / 2^exponent
 };
 
-/// Computes softmax attention: out_i = sum_j exp(s_ij - m_i) v_j / sum_j exp(s_ij - m_i), where max and sums grow from
-/// tile to tile of keys (Milakov and Gimelshein 2018). Tiles of keys begin at multiples of their size, so a row has the
-/// same bits with any number of rows in a tile. A block is a tile of the queries of one sequence, with the heads of a
-/// group as rows next to each other, and a range of columns of the values; it may have one split of the keys only.
+/// Computes softmax attention: out_i = sum_j exp(s_ij) v_j / sum_j exp(s_ij), both sums divided by 2^e_i, where e_i and
+/// the sums grow from tile to tile of keys (Milakov and Gimelshein 2018). The sums run over the keys in order, and
+/// powers of two change no bits of them. So the bits of a query depend on the keys that it sees, and neither on where
+/// tiles begin nor on the number of rows in a tile: a stream gives those of a whole pass, unless keys are split. A
+/// block is a tile of the queries of one sequence, with the heads of a group as rows next to each other, and a range of
+/// columns of the values; it may have one split of the keys only.
 template <class T, int RowsEach, class Rows>
 struct Attend {
   using Scores = Tile<T, RowsEach>;
   static constexpr int threads = Scores::threads, rows = Scores::rows, cols = Scores::cols;
-  static constexpr int row_parts = 4;        ///< threads of a row of the softmax
+  static constexpr int row_parts = 4;        ///< threads of a row of the softmax, each with every fourth key
   static constexpr Index max_columns = 512;  ///< columns of the values in a block
-  static constexpr int weight_stride = cols + 1;
+  static constexpr int weight_stride = cols + row_parts;  ///< neighbours are in different banks
   static_assert(AttendSplits::keys % cols == 0 && rows * row_parts <= threads);
 
   AttendOperands<T> in;
@@ -80,7 +107,7 @@ struct Attend {
     const TileQueries queries(block, rows);
     T* weights = block.shared<T>(rows * weight_stride);
     T* sums = block.shared<T>(rows * columns);
-    T* row_max = block.shared<T>(rows);
+    T* row_exponent = block.shared<T>(rows);
     T* row_sum = block.shared<T>(rows);
     T* row_factor = block.shared<T>(rows);
     T* part_max = block.shared<T>(rows * row_parts);
@@ -88,9 +115,8 @@ struct Attend {
     queries.set(block, in, rows, n, place.first, head_block * group, group);
     block.each([&](int t) {
       for (Index i = t; i < rows * columns; i += threads) sums[i] = T(0);
-      if (t >= rows) return;
-      row_max[t] = -std::numeric_limits<T>::infinity();
-      row_sum[t] = T(0);
+      if (t < rows) row_exponent[t] = -std::numeric_limits<T>::infinity();
+      if (t < rows * row_parts) part_sum[t] = T(0);
     });
 
     // The keys that any query of the tile sees, within the split.
@@ -120,9 +146,10 @@ struct Attend {
       tile.each_sum([&](int r, int c, T score) {
         weights[r * weight_stride + c] = queries.sees(r, key + c) ? score : -std::numeric_limits<T>::infinity();
       });
-      update_softmax(block, queries, key, weights, row_max, row_sum, row_factor, part_max, part_sum);
+      update_softmax(block, queries, key, weights, row_exponent, row_factor, part_max, part_sum);
       for (int column = 0; column < width; column += cols) {
-        tile.clear();
+        tile.set(
+            [&](int r, int c) { return column + c < width ? sums[r * columns + column + c] * row_factor[r] : T(0); });
         tile.add_product(cols, by_width<OfRow>([&](int r, Index j) { return weights[r * weight_stride + j]; }),
                          by_rows<OfColumn>([&](int c, Index j) {
                            return key + j < num_keys && column + c < width
@@ -130,13 +157,15 @@ struct Attend {
                                       : T(0);
                          }));
         tile.each_sum([&](int r, int c, T sum) {
-          if (column + c >= width) return;
-          T& to = sums[r * columns + column + c];
-          to = to * row_factor[r] + sum;
+          if (column + c < width) sums[r * columns + column + c] = sum;
         });
       }
     }
 
+    block.each([&](int t) {
+      const T* sum = part_sum + t * row_parts;  // this order gives the same bits whichever part the first key is in
+      if (t < rows) row_sum[t] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
+    });
     block.each([&](int t) {
       for (int i = t; i < rows * width; i += threads) {
         const int r = i / width, c = i % width;
@@ -149,55 +178,51 @@ struct Attend {
       }
       if (t >= rows || queries.id[t] < 0 || part > 0) return;
       if (num_splits > 1) {
-        partials.max[splits.at(n, split, head_block, place.first + t)] = row_max[t];
+        partials.exponent[splits.at(n, split, head_block, place.first + t)] = row_exponent[t];
         partials.sum[splits.at(n, split, head_block, place.first + t)] = row_sum[t];
       } else if (logsumexp != nullptr) {
-        logsumexp[queries.id[t]] = row_max[t] + std::log(row_sum[t]);
+        logsumexp[queries.id[t]] = row_exponent[t] * static_cast<T>(std::numbers::ln2) + std::log(row_sum[t]);
       }
     });
   }
 
  private:
-  /// Replaces the scores of a tile by exp(score - max), dropped out, and updates the max and the sum of each row. The
-  /// sums so far must be multiplied by row_factor.
-  LACONIC_DEVICE void update_softmax(Block& block, const TileQueries& queries, Index key, T* weights, T* row_max,
-                                     T* row_sum, T* row_factor, T* part_max, T* part_sum) const {
-    constexpr int part_cols = cols / row_parts;
+  /// Replaces the scores of a tile by exp(score) / 2^exponent, dropped out, and updates the exponent and the partial
+  /// sums of each row. The products so far must be multiplied by row_factor.
+  LACONIC_DEVICE void update_softmax(Block& block, const TileQueries& queries, Index key, T* weights, T* row_exponent,
+                                     T* row_factor, T* part_max, T* part_sum) const {
     const T nothing = -std::numeric_limits<T>::infinity();
     block.each([&](int t) {
       if (t >= rows * row_parts) return;
-      const T* scores = weights + t / row_parts * weight_stride + t % row_parts * part_cols;
+      const T* scores = weights + t / row_parts * weight_stride;
       T best = nothing;
-      for (int c = 0; c < part_cols; ++c) best = scores[c] > best ? scores[c] : best;
+      for (int c = t % row_parts; c < cols; c += row_parts) best = scores[c] > best ? scores[c] : best;
       part_max[t] = best;
-    });
-    const auto new_max = [&](int r) {
-      T best = row_max[r];
-      for (int i = 0; i < row_parts; ++i)
-        best = part_max[r * row_parts + i] > best ? part_max[r * row_parts + i] : best;
-      return best;
-    };
-    block.each([&](int t) {
-      if (t >= rows * row_parts) return;
-      const int r = t / row_parts, first = t % row_parts * part_cols;
-      T* scores = weights + r * weight_stride + first;
-      const T best = new_max(r);
-      T total = 0;
-      for (int c = 0; c < part_cols; ++c) {
-        const T e = scores[c] == nothing ? T(0) : std::exp(scores[c] - best);
-        total += e;
-        scores[c] = e == T(0) ? T(0) : e * in.dropout_factor(queries.id[r], key + first + c);
-      }
-      part_sum[t] = total;
     });
     block.each([&](int t) {
       if (t >= rows) return;
-      const T best = new_max(t);
-      row_factor[t] = row_max[t] == best ? T(1) : std::exp(row_max[t] - best);
-      T total = row_sum[t] * row_factor[t];
-      for (int i = 0; i < row_parts; ++i) total += part_sum[t * row_parts + i];
-      row_sum[t] = total;
-      row_max[t] = best;
+      T best = nothing;
+      for (int i = t * row_parts; i < (t + 1) * row_parts; ++i) best = part_max[i] > best ? part_max[i] : best;
+      const T before = row_exponent[t], here = Exponential<T>::exponent_of(best), after = here > before ? here : before;
+      row_factor[t] = after == before ? T(1) : power_of_two(before - after);
+      row_exponent[t] = after;
+    });
+    block.each([&](int t) {
+      if (t >= rows * row_parts) return;
+      const int r = t / row_parts;
+      T* scores = weights + r * weight_stride;
+      T total = part_sum[t] * row_factor[r];
+      for (int c = t % row_parts; c < cols; c += row_parts) {
+        T weight = 0;
+        if (scores[c] != nothing) {
+          const auto e = Exponential<T>::of(scores[c]);
+          weight = e.mantissa * power_of_two(e.exponent - row_exponent[r]);
+          total += weight;
+          weight *= in.dropout_factor(queries.id[r], key + c);
+        }
+        scores[c] = weight;
+      }
+      part_sum[t] = total;
     });
   }
 };
@@ -219,14 +244,14 @@ struct MergeSplits {
     if (row >= all_rows || num_splits == 1) return;
     T best = -std::numeric_limits<T>::infinity();
     for (Index split = 0; split < num_splits; ++split) {
-      const T max = partials.max[splits.at(n, split, head_block, row)];
-      best = max > best ? max : best;
+      const T exponent = partials.exponent[splits.at(n, split, head_block, row)];
+      best = exponent > best ? exponent : best;
     }
     // A split of which the query sees nothing has a sum of 0.
     T total = 0;
     for (Index split = 0; split < num_splits; ++split) {
       const Index at = splits.at(n, split, head_block, row);
-      if (partials.sum[at] != T(0)) total += std::exp(partials.max[at] - best) * partials.sum[at];
+      if (partials.sum[at] != T(0)) total += power_of_two(partials.exponent[at] - best) * partials.sum[at];
     }
     const Index id = (in.q_offsets[n] + row / group) * in.num_heads + head_block * group + row % group;
     block.each([&](int t) {
@@ -235,11 +260,11 @@ struct MergeSplits {
         for (Index split = 0; split < num_splits; ++split) {
           const Index at = splits.at(n, split, head_block, row);
           if (partials.sum[at] != T(0))
-            sum += std::exp(partials.max[at] - best) / total * partials.values[at * in.value_width + c];
+            sum += power_of_two(partials.exponent[at] - best) * partials.values[at * in.value_width + c];
         }
-        out[id * in.value_width + c] = sum;
+        out[id * in.value_width + c] = total == T(0) ? T(0) : sum * (T(1) / total);
       }
-      if (t == 0 && logsumexp != nullptr) logsumexp[id] = best + std::log(total);
+      if (t == 0 && logsumexp != nullptr) logsumexp[id] = best * static_cast<T>(std::numbers::ln2) + std::log(total);
     });
   }
 };

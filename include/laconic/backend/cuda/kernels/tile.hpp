@@ -99,6 +99,17 @@ class Tile {
   LACONIC_DEVICE void clear() {
     block_.each([&](int t) { sums_[t] = Sums(); });
   }
+  /// Sets the sum of every element to load(r, c).
+  template <class Load>
+  LACONIC_DEVICE void set(const Load& load) {
+    block_.each([&](int t) {
+      LACONIC_UNROLL_DEVICE
+      for (int x = 0; x < RowsEach; ++x) {
+        LACONIC_UNROLL_DEVICE
+        for (int y = 0; y < cols_each; ++y) sums_[t].values[x][y] = load(t / lanes + x * lanes, t % lanes + y * lanes);
+      }
+    });
+  }
   /// Adds sum_w a(., w) b(., w) to each element, for w in [0, width). a is read OfRow or OfColumn.
   template <class PicksA, Along along_a, class LoadA, class PicksB, Along along_b, class LoadB>
   LACONIC_DEVICE void add_product(Index width, const Staged<PicksA, along_a, LoadA>& a,
