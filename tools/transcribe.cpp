@@ -136,12 +136,14 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
   }
   const auto format = o.transcripts.chosen_format();
   const int rate = recognizer.config().features.fbank.sample_rate;
-  const bool deal = !recognizer.device().gpu && o.threads > 1 && o.files.size() >= static_cast<std::size_t>(2 * o.threads);
+  const bool deal =
+      !recognizer.device().gpu && o.threads > 1 && o.files.size() >= static_cast<std::size_t>(2 * o.threads);
   std::vector<std::unique_ptr<Workspace>> workspaces(deal ? static_cast<std::size_t>(o.threads) : 1);
   const auto hear = [&](const std::string& file, std::size_t thread) {
     Heard out;
     try {
-      if (!workspaces[thread]) workspaces[thread] = std::make_unique<Workspace>(deal ? 1 : o.threads, recognizer.device());
+      if (!workspaces[thread])
+        workspaces[thread] = std::make_unique<Workspace>(deal ? 1 : o.threads, recognizer.device());
       AudioReader audio(file, rate);
       TranscriptionConfig how = config;
       if (!o.logits.empty())

@@ -60,8 +60,8 @@ class RecognizerModel {
   virtual const Device& device() const = 0;
 
   virtual Matrix<float> logits(Workspace::Context& context, const Matrix<float>& features) const = 0;
-  virtual Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
-                              const MakeLogitsDecoder& make_decoder) const = 0;
+  virtual Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary,
+                              Index batch_frames, const MakeLogitsDecoder& make_decoder) const = 0;
   virtual StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary,
                                                const StreamConfig& config, Index block_frames,
                                                const MakeLogitsDecoder& make_decoder) const = 0;

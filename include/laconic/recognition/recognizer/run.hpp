@@ -126,8 +126,8 @@ class ModelOf final : public RecognizerModel {
     return context.visit(
         [&](auto& on) { return on.output(model_(on, on.input(features), Sequences{features.rows()}).rows); });
   }
-  Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
-                      const MakeLogitsDecoder& make_decoder) const override {
+  Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary,
+                      Index batch_frames, const MakeLogitsDecoder& make_decoder) const override {
     return context.visit(
         [&](auto& on) { return laconic::evaluate(model_, on, data, vocabulary, batch_frames, {}, make_decoder); });
   }
@@ -176,8 +176,9 @@ class ModelOf final : public RecognizerModel {
     return model_spectra(model_, how);
   }
 
-  TrainState train(Workspace::Context& context, const Dataset& training, const Dataset& validation, const Vocabulary& vocabulary,
-                   const TrainConfig& config, const RecognizerTraining& how, const RecognizerModel* teacher) override {
+  TrainState train(Workspace::Context& context, const Dataset& training, const Dataset& validation,
+                   const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
+                   const RecognizerModel* teacher) override {
     return train_model(model_, context, training, validation, vocabulary, config, how,
                        teacher != nullptr ? &static_cast<const ModelOf*>(teacher)->model_ : nullptr);
   }

@@ -61,9 +61,8 @@ template <class Model>
 TrainState train_model(Model& model, Workspace::Context& context, const Dataset& training, const Dataset& validation,
                        const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
                        const Model* teacher) {
-  return context.visit([&](auto& on) {
-    return train_on(model, on, training, validation, vocabulary, config, how, teacher);
-  });
+  return context.visit(
+      [&](auto& on) { return train_on(model, on, training, validation, vocabulary, config, how, teacher); });
 }
 
 template <class Model>
