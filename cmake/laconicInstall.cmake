@@ -13,7 +13,7 @@ foreach(part laconic laconic_io laconic_speech laconic_mpi)
 endforeach()
 
 # What is compiled has components of its own: whoever installs them must have built them.
-foreach(part laconic_compiled laconic_recognizer)
+foreach(part laconic_compiled laconic_cuda laconic_recognizer)
   if(TARGET ${part})
     install(TARGETS ${part} EXPORT ${part}Targets COMPONENT ${part} EXCLUDE_FROM_ALL)
     install(EXPORT ${part}Targets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT ${part} EXCLUDE_FROM_ALL)

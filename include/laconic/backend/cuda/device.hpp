@@ -106,14 +106,17 @@ void check(cudaError_t status, const char* call, const What&... what) {
 /// Owns a stream of work on a device.
 class Stream {
  public:
-  /// Makes a stream on the device of this number, which becomes the current one. Throws `Error` if there is none.
-  explicit Stream(int device) {
+  /// Makes a stream on the device of this number, which becomes the current one of this thread; without a number, on
+  /// the current one. Throws `Error` if there is none.
+  explicit Stream(std::optional<int> device) {
     int count = 0;
     const cudaError_t found = cudaGetDeviceCount(&count);
     require(found == cudaSuccess && count > 0,
             "Cuda: no device found: ", found == cudaSuccess ? "none is installed" : cudaGetErrorString(found));
-    require(device >= 0 && device < count, "Cuda: device ", device, " given, 0 to ", count - 1, " expected");
-    check(cudaSetDevice(device), "cudaSetDevice");
+    if (device) {
+      require(*device >= 0 && *device < count, "Cuda: device ", *device, " given, 0 to ", count - 1, " expected");
+      check(cudaSetDevice(*device), "cudaSetDevice", " for device ", *device);
+    }
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   }
   Stream(const Stream&) = delete;
