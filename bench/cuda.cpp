@@ -97,8 +97,9 @@ void add_attention() {
             const auto x = [&] { return gpu.input(noise(rows, channels)); };
             RelativeTerm<Tensor, float> term;
             if (positions) term.table = gpu.input(noise(2 * rows - 1, channels));
-            return [&gpu, q = x(), k = x(), v = x(), term, of = Sequences{rows}] {
-              gpu.attend(q, k, v, {heads, heads, 0.125}, of, of, term);
+            const AttendShape shape{heads, heads, 0.125};
+            return [&gpu, q = x(), k = x(), v = x(), shape, term, of = Sequences{rows}] {
+              gpu.attend(q, k, v, shape, of, of, term);
             };
           });
     }
@@ -115,10 +116,11 @@ void add_attention() {
             const Sequences whole(std::vector<Index>(static_cast<std::size_t>(streams), cached)),
                 one(std::vector<Index>(static_cast<std::size_t>(streams), 1));
             gpu.append(*cache, *slots, gpu.input(noise(streams * cached, latent)), whole);
-            return [&gpu, cache, slots, one, q = gpu.input(noise(streams, heads * latent)),
+            const AttendShape shape{heads, 1, 0.125};
+            return [&gpu, cache, slots, one, shape, q = gpu.input(noise(streams, heads * latent)),
                     now = gpu.input(noise(streams, latent))] {
               const auto keys = gpu.with_cached(*cache, *slots, now, one);
-              gpu.attend(q, keys, keys, {heads, 1, 0.125}, one, gpu.cached_lengths(keys, one));
+              gpu.attend(q, keys, keys, shape, one, gpu.cached_lengths(keys, one));
             };
           });
     }

@@ -111,6 +111,8 @@ class Stream {
   explicit Stream(std::optional<int> device) {
     int count = 0;
     const cudaError_t found = cudaGetDeviceCount(&count);
+    require(found != cudaErrorInsufficientDriver,
+            "Cuda: no driver of a GPU found, or one that is older than CUDA's runtime library expects");
     require(found == cudaSuccess && count > 0,
             "Cuda: no device found: ", found == cudaSuccess ? "none is installed" : cudaGetErrorString(found));
     if (device) {
