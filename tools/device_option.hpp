@@ -13,8 +13,18 @@ struct DeviceOption {
 
   void add_to(CLI::App& command) {
     command.add_option("--device", name, "cpu, cuda, cuda:N, or auto: a GPU if there is one (see `laconic devices`)")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(CLI::Validator(
+            [](std::string& given) {
+              try {
+                laconic::Device::named(given);
+              } catch (const laconic::Error& error) {
+                return std::string(error.what());
+              }
+              return std::string();
+            },
+            ""));
   }
-  /// Returns the device. Throws `Error` unless it is there.
+  /// Returns the device, which was there when the options were read.
   laconic::Device chosen() const { return laconic::Device::named(name); }
 };

@@ -21,6 +21,8 @@ void list_devices(const std::string& json_file) {
         {{"device", one.device.name()}, {"description", one.description}, {"memory_bytes", one.memory_bytes}});
   }
   print(Lines{table.lines()}, '\n');
+  if (has_cuda() && devices().size() == 1)
+    say("no GPU found: there is none, or its driver is missing or older than CUDA's runtime library");
   if (!has_cuda()) say("GPUs are not looked for: this program was built without CUDA (-DLACONIC_CUDA=ON builds it in)");
   if (!json_file.empty()) write_json(json_file, result);
 }

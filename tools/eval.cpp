@@ -317,6 +317,7 @@ void eval(const EvalOptions& o) {
                         {"normalize", o.normalize},
                         {"encoder", to_name(recognizer.config().model)},
                         {"attention", to_name(recognizer.config().encoder.attention)},
+                        {"device", recognizer.device().name()},
                         {"utterances", corpus.size()},
                         {"wer", 100 * errors.rate()},
                         {"wer_low", 100 * interval.low},

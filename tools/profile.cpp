@@ -211,12 +211,14 @@ void profile(const ProfileOptions& o) {
   if (!o.plot.empty()) require_picture(o.plot);
   Profile p;
   p.frames = o.frames;
-  p.cpu = cpu_name();
+  const Device device = o.device.chosen();
+  p.machine = device.gpu ? devices()[static_cast<std::size_t>(*device.gpu) + 1].description : cpu_name();
+  p.on_gpu = device.gpu.has_value();
   p.threads = o.threads;
   p.storage = from_name<Storage>(o.cache).value();
   p.weights = from_name<Storage>(o.weights).value();
   Recognizer recognizer = load(o, p);
-  recognizer.prepare(p.weights, o.threads, o.device.chosen());
+  recognizer.prepare(p.weights, o.threads, device);
   p.weight_bytes = recognizer.weight_bytes();
   const EncoderConfig& c = p.config.encoder;
   p.chunk = o.chunk.value_or(c.chunk > 0 ? c.chunk : default_chunk);

@@ -91,7 +91,7 @@ nlohmann::json profile_json(const Profile& p) {
   nlohmann::json out{{"name", p.name},
                      {"model", to_name(p.config.model)},
                      {"encoder", to_json(p.config.encoder)},
-                     {"machine", {{"cpu", p.cpu}, {"threads", p.threads}}},
+                     {"machine", {{p.on_gpu ? "gpu" : "cpu", p.machine}, {"threads", p.threads}}},
                      {"frames", p.frames},
                      {"frames_per_second", p.config.frames_per_second()},
                      {"parameters",
@@ -121,7 +121,7 @@ void print_profile(const Profile& p) {
   const auto left = [](const std::string& value, std::size_t width) {
     return value + std::string(width - std::min(width, value.size()), ' ');
   };
-  print(what, '\n', p.cpu, ", ", threads(p), "\n\n");
+  print(what, '\n', p.machine, ", ", threads(p), "\n\n");
   print("parameters, M ", right(fixed(million(p.parameters), 2), 10), "   attention ",
         fixed(million(p.attention_parameters), 2), " (", fixed(percent(p.attention_parameters, p.parameters), 1),
         "%), subsampling ", fixed(million(p.subsampling_parameters), 2), ", other ",
@@ -200,7 +200,7 @@ void plot_profile(const std::string& path, const Profile& p) {
       "set grid\nset bars small\nset key top left\nset offsets graph 0.04, graph 0.04, graph 0.1, 0\nset yrange "
       "[0:*]\n";
   script += text("set ylabel 'latency, ms'\nset multiplot layout 1,", p.streaming.empty() ? 1 : 2, " title ",
-                 gnuplot_quoted(text(p.name, ", ", p.cpu, ", ", threads(p), ": median, least and most")), '\n');
+                 gnuplot_quoted(text(p.name, ", ", p.machine, ", ", threads(p), ": median, least and most")), '\n');
   const auto panel = [&](const std::string& title, const char* axis, const std::string& tics) {
     script += text("set title ", gnuplot_quoted(title), "\nset xlabel ", gnuplot_quoted(axis), "\nset xtics (", tics,
                    ")\nplot ");

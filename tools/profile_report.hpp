@@ -14,7 +14,8 @@ struct Profile {
   std::string name;
   laconic::RecognizerConfig config;
   laconic::Index frames = 0;  ///< encoder frames of the profiled utterance
-  std::string cpu;
+  std::string machine;        // the processor, or the GPU
+  bool on_gpu = false;
   int threads = 1;
   double start_seconds = 0;  ///< time to make or read the model
 

@@ -695,8 +695,10 @@ class Buffer;
 
 /// Says where an arena takes its memory from, if not from the host's: the functions of a device.
 struct MemorySource {
-  void* (*allocate)(std::size_t bytes) = nullptr;              ///< returns memory, or throws; null: memory of the host
-  void (*release)(void* memory, std::size_t bytes) = nullptr;  ///< frees it
+  /// Returns memory of a device, or throws. Null: there is only memory of the host.
+  void* (*allocate)(int device, std::size_t bytes) = nullptr;
+  void (*release)(int device, void* memory) = nullptr;  ///< frees it
+  int device = 0;                                       ///< the device
 };
 
 namespace detail {
@@ -748,7 +750,8 @@ class Arena {
       state_->orphaned = true;
   }
 
-  /// Returns an uninitialised block of at least `bytes` bytes, aligned to 64. Throws std::bad_alloc.
+  /// Returns an uninitialised block of at least `bytes` bytes, aligned to 64. Throws std::bad_alloc, or what the source
+  /// of memory throws.
   Buffer allocate(std::size_t bytes);
 
   /// Returns the number of bytes taken from the system, in use or kept for reuse.
@@ -781,7 +784,7 @@ class Arena {
   static void release(detail::ArenaBlock* block) {
     const MemorySource& source = block->state->source;
     if (source.allocate == nullptr) return detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
-    source.release(block->memory, block->bytes);
+    source.release(source.device, block->memory);
     delete block;
   }
 
@@ -856,7 +859,14 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
         detail::ArenaBlock{state_, nullptr, nullptr, size, size_class, 0};
     block->memory = block + 1;
   } else {
-    void* memory = state_->source.allocate(size);
+    const MemorySource& source = state_->source;
+    void* memory = nullptr;
+    try {
+      memory = source.allocate(source.device, size);
+    } catch (...) {  // blocks of other sizes may be unused
+      trim();
+      memory = source.allocate(source.device, size);
+    }
     block = new detail::ArenaBlock{state_, nullptr, memory, size, size_class, 0};
   }
   state_->reserved += size;
@@ -3194,6 +3204,9 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
              const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
              const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
              Index count, Storage storage) {
+  // settle: prepares passes that must not allocate, after the largest ones have run in this context, or in another one:
+  // doubles its unused memory of every size, or brings it to that of the other.
+  {c.settle(c)};
   // make: returns a tensor (rows, cols) with unspecified values.
   { c.make(count, count) } -> std::same_as<typename C::Tensor>;
   // copy_rows: copies the rows first .. first + count - 1 of x to the rows at .. at + count - 1 of another tensor.
@@ -7998,7 +8011,8 @@ LACONIC_COMPILE(fetch_weight);
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Keeps what a context derives from resident weights (`kept_for`) from call to call, as long as the weights exist.
+/// Keeps what a context derives from resident weights (`kept_for`) from call to call, until weights that no longer
+/// exist make room for another one.
 template <class Tensor>
 class KeptTensors {
  public:
@@ -8008,7 +8022,7 @@ class KeptTensors {
   Tensor get(const std::shared_ptr<const ResidentWeight>& weight, Index size, Make&& make) {
     // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
     // are dropped first.
-    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
+    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.expired(); });
     auto& kept = kept_[weight];
     if (kept.size < size) {
       const Index larger = std::max(size, kept.size + kept.size / 4);
@@ -8022,7 +8036,8 @@ class KeptTensors {
     Index size = -1;
     Tensor value{};
   };
-  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_{};
+  using Weight = std::weak_ptr<const ResidentWeight>;
+  std::map<Weight, Kept, std::owner_less<Weight>> kept_{};
 };
 
 }  // namespace LACONIC_ABI
@@ -8049,6 +8064,10 @@ class CpuCore {
   Arena& arena() { return arena_; }
   /// Returns the number of threads, which is 1 within the tasks of a region.
   int threads() const { return kernels::is_nested() ? 1 : threads_; }
+
+  /// Prepares passes that must not allocate, after the largest ones have run: doubles the free memory of every size, or
+  /// brings it to that of a context that has run them.
+  void settle(const CpuCore& like) { arena_.settle(like.arena_); }
 
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
@@ -14843,9 +14862,9 @@ class Streams {
     for (auto& s : slots_) s.open = false;
     {
       const Tensor logits = context_.make(max_rows(), model_.config().vocab_size);  // the first worker's alone
-      for (std::size_t i = 1; i < workers_.size(); ++i) workers_[i]->context.arena().settle(context_.arena());
+      for (std::size_t i = 1; i < workers_.size(); ++i) workers_[i]->context.settle(context_);
     }
-    context_.arena().settle();
+    context_.settle(context_);
   }
   void warm_up(Index count) {
     Worker& first = *workers_.front();

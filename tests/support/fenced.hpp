@@ -76,6 +76,7 @@ class Fenced {
                       const RotaryRates& rates = {}) {
     return backend_.rotary_table(positions, width, rate_width, pairs, rates);
   }
+  void settle(const Fenced& like) { backend_.settle(like.backend_); }
   Tensor make(Index rows, Index cols) { return backend_.make(rows, cols); }
   void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
     backend_.copy_rows(from.value_, first, count, to.value_, at);

@@ -212,6 +212,9 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
              const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
              const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
              Index count, Storage storage) {
+  // settle: prepares passes that must not allocate, after the largest ones have run in this context, or in another one:
+  // doubles its unused memory of every size, or brings it to that of the other.
+  {c.settle(c)};
   // make: returns a tensor (rows, cols) with unspecified values.
   { c.make(count, count) } -> std::same_as<typename C::Tensor>;
   // copy_rows: copies the rows first .. first + count - 1 of x to the rows at .. at + count - 1 of another tensor.

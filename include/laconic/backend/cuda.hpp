@@ -22,7 +22,8 @@ struct CudaDevice {
   int number = 0;  ///< its number, from 0
 };
 
-/// Computes on a GPU. Tensors and prepared parameters are in its memory; the host waits only where a result is read.
+/// Computes on a GPU. Tensors and prepared parameters are in its memory; the host waits only where a result is read, or
+/// where much is copied to the device. Each call makes the device the current one of the calling thread.
 /// Models are prepared before they run. Results do not depend on the rest of a batch. One context belongs to one
 /// thread. The concepts `Context`, `StreamingContext` and `TrainingContext` (backend/context.hpp) document what each
 /// primitive computes.

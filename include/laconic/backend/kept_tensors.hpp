@@ -11,7 +11,8 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Keeps what a context derives from resident weights (`kept_for`) from call to call, as long as the weights exist.
+/// Keeps what a context derives from resident weights (`kept_for`) from call to call, until weights that no longer
+/// exist make room for another one.
 template <class Tensor>
 class KeptTensors {
  public:
@@ -21,7 +22,7 @@ class KeptTensors {
   Tensor get(const std::shared_ptr<const ResidentWeight>& weight, Index size, Make&& make) {
     // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
     // are dropped first.
-    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
+    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.expired(); });
     auto& kept = kept_[weight];
     if (kept.size < size) {
       const Index larger = std::max(size, kept.size + kept.size / 4);
@@ -35,7 +36,8 @@ class KeptTensors {
     Index size = -1;
     Tensor value{};
   };
-  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_{};
+  using Weight = std::weak_ptr<const ResidentWeight>;
+  std::map<Weight, Kept, std::owner_less<Weight>> kept_{};
 };
 
 }  // namespace LACONIC_ABI

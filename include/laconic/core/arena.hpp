@@ -20,8 +20,10 @@ class Buffer;
 
 /// Says where an arena takes its memory from, if not from the host's: the functions of a device.
 struct MemorySource {
-  void* (*allocate)(std::size_t bytes) = nullptr;              ///< returns memory, or throws; null: memory of the host
-  void (*release)(void* memory, std::size_t bytes) = nullptr;  ///< frees it
+  /// Returns memory of a device, or throws. Null: there is only memory of the host.
+  void* (*allocate)(int device, std::size_t bytes) = nullptr;
+  void (*release)(int device, void* memory) = nullptr;  ///< frees it
+  int device = 0;                                       ///< the device
 };
 
 namespace detail {
@@ -73,7 +75,8 @@ class Arena {
       state_->orphaned = true;
   }
 
-  /// Returns an uninitialised block of at least `bytes` bytes, aligned to 64. Throws std::bad_alloc.
+  /// Returns an uninitialised block of at least `bytes` bytes, aligned to 64. Throws std::bad_alloc, or what the source
+  /// of memory throws.
   Buffer allocate(std::size_t bytes);
 
   /// Returns the number of bytes taken from the system, in use or kept for reuse.
@@ -106,7 +109,7 @@ class Arena {
   static void release(detail::ArenaBlock* block) {
     const MemorySource& source = block->state->source;
     if (source.allocate == nullptr) return detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
-    source.release(block->memory, block->bytes);
+    source.release(source.device, block->memory);
     delete block;
   }
 
@@ -181,7 +184,14 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
         detail::ArenaBlock{state_, nullptr, nullptr, size, size_class, 0};
     block->memory = block + 1;
   } else {
-    void* memory = state_->source.allocate(size);
+    const MemorySource& source = state_->source;
+    void* memory = nullptr;
+    try {
+      memory = source.allocate(source.device, size);
+    } catch (...) {  // blocks of other sizes may be unused
+      trim();
+      memory = source.allocate(source.device, size);
+    }
     block = new detail::ArenaBlock{state_, nullptr, memory, size, size_class, 0};
   }
   state_->reserved += size;

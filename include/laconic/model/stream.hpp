@@ -320,9 +320,9 @@ class Streams {
     for (auto& s : slots_) s.open = false;
     {
       const Tensor logits = context_.make(max_rows(), model_.config().vocab_size);  // the first worker's alone
-      for (std::size_t i = 1; i < workers_.size(); ++i) workers_[i]->context.arena().settle(context_.arena());
+      for (std::size_t i = 1; i < workers_.size(); ++i) workers_[i]->context.settle(context_);
     }
-    context_.arena().settle();
+    context_.settle(context_);
   }
   void warm_up(Index count) {
     Worker& first = *workers_.front();

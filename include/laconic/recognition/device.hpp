@@ -29,7 +29,7 @@ struct Device {
 /// Describes a device.
 struct DeviceInfo {
   Device device;               ///< the device
-  std::string description;     ///< threads and instruction set, or the name of the card
+  std::string description;     ///< number of threads, or name of the card
   std::size_t memory_bytes{};  ///< memory of a GPU; 0 for the processor
 };
 

@@ -187,7 +187,12 @@ class Trainer {
   void enter_context() {
     if constexpr (!Context::computes_on_host) {
       context_.prepare_training(model_);
-      context_.prepare_training(best_);
+      try {
+        context_.prepare_training(best_);
+      } catch (...) {  // no memory for both
+        leave_context();
+        throw;
+      }
     }
   }
   /// Moves them back to the host.
@@ -202,7 +207,12 @@ class Trainer {
     explicit Resident(Trainer& t) : trainer(t) { trainer.enter_context(); }
     Resident(const Resident&) = delete;
     Resident& operator=(const Resident&) = delete;
-    ~Resident() { trainer.leave_context(); }
+    ~Resident() {
+      try {
+        trainer.leave_context();
+      } catch (const Error&) {  // a device that failed: the error that is on its way says why
+      }
+    }
     Trainer& trainer;
   };
   /// Calls f while the models are on the host.

@@ -68,7 +68,12 @@ TrainingResult train_steps(Context& context, Model& model, const Config& config,
     OnDevice(Context& c, Model& m) : context(c), model(m) { context.prepare_training(model); }
     OnDevice(const OnDevice&) = delete;
     OnDevice& operator=(const OnDevice&) = delete;
-    ~OnDevice() { context.fetch(model); }
+    ~OnDevice() {
+      try {
+        context.fetch(model);
+      } catch (const Error&) {  // a device that failed: the error that is on its way says why
+      }
+    }
   };
   const OnDevice trained(context, model);
   AdamW<Context> optimizer(context, config.adamw);

@@ -39,6 +39,10 @@ class CpuCore {
   /// Returns the number of threads, which is 1 within the tasks of a region.
   int threads() const { return kernels::is_nested() ? 1 : threads_; }
 
+  /// Prepares passes that must not allocate, after the largest ones have run: doubles the free memory of every size, or
+  /// brings it to that of a context that has run them.
+  void settle(const CpuCore& like) { arena_.settle(like.arena_); }
+
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
   /// Returns a tensor (rows, cols) of zeros.

@@ -314,7 +314,7 @@ class Block {
 };
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run(Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads) run(const __grid_constant__ Kernel kernel) {
   Block block;
   kernel(block);
 }
@@ -328,7 +328,10 @@ template <class Kernel>
   static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
   static_assert(sizeof(Kernel) <= 4096, "laconic: the arguments of a kernel are at most 4 KiB");
   if (grid.x == 0 || grid.y == 0) return;
-  constexpr std::size_t without_asking = 48 * 1024;
+  require(grid.x <= 0x7fffffff && grid.y <= 0xffff, "Cuda: ", name, " with (", grid.x, ", ", grid.y,
+          ") blocks given, at most (2147483647, 65535) expected");
+  stream.use();
+  constexpr std::size_t without_asking = 47 * 1024;  // and 1 KiB for reductions
   if (shared_bytes > without_asking)
     check(
         cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),

@@ -27,7 +27,7 @@ class CudaCaches {
 
   /// Returns a cache of `slots` slots with `capacity` rows of `width` values each. Allocates.
   Cache make_cache(Index slots, Index capacity, Index width, Storage storage = Storage::full) {
-    return Cache(slots, capacity, width, storage);
+    return Cache(core_.stream(), slots, capacity, width, storage);
   }
   /// Empties a slot.
   void clear(Cache& cache, Index slot) {

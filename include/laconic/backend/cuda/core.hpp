@@ -50,6 +50,13 @@ class CudaCore {
   /// Returns the number of threads of the host, which is 1.
   static constexpr int threads() { return 1; }
 
+  /// Prepares passes that must not allocate, after the largest ones have run: doubles the free memory of every size, on
+  /// the host and on the device, or brings it to that of a context that has run them.
+  void settle(const CudaCore& like) {
+    arena_.settle(like.arena_);
+    device_arena_.settle(like.device_arena_);
+  }
+
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(device_arena_, rows, cols); }
   /// Returns a tensor (rows, cols) of zeros.
@@ -115,14 +122,14 @@ class CudaCore {
   template <class Model>
   void prepare(Model& model, Storage storage = Storage::full) {
     require_on_host(model, "prepare");
-    model.parameters([&](std::string_view, Parameter<T>& p) { make_resident(p, false, storage); });
+    move_in(model, false, storage);
   }
   /// Moves the parameters of a model to the device with their gradients. Allocates. Throws `Error` if some are resident
   /// already.
   template <class Model>
   void prepare_training(Model& model) {
     require_on_host(model, "prepare_training");
-    model.parameters([&](std::string_view, Parameter<T>& p) { make_resident(p, true, Storage::full); });
+    move_in(model, true, Storage::full);
   }
   /// Moves the parameters of a model back to the host. Allocates.
   template <class Model>
@@ -221,6 +228,16 @@ class CudaCore {
     Uploaded<Index> memory{};
   };
   // No templates: laconic::cuda has the kernels that they run.
+  /// Moves all parameters to the device, or none if one throws.
+  template <class Model>
+  void move_in(Model& model, bool trains, Storage storage) {
+    try {
+      model.parameters([&](std::string_view, Parameter<T>& p) { make_resident(p, trains, storage); });
+    } catch (...) {
+      fetch(model);
+      throw;
+    }
+  }
   void make_resident(Parameter<T>& p, bool trains, Storage storage) {
     cuda::make_resident(stream_, p, trains, storage);
   }
@@ -229,7 +246,7 @@ class CudaCore {
 
   std::shared_ptr<const cuda::Stream> stream_;
   Arena arena_{};
-  Arena device_arena_{MemorySource{cuda::allocate, cuda::release}};
+  Arena device_arena_{MemorySource{cuda::allocate, cuda::release, stream_->device()}};
   KeptTensors<Tensor> kept_{};
   std::array<Offsets, 16> offsets_{};
 };

@@ -73,6 +73,10 @@ class Stream {
   }
   /// Waits until all work is done.
   void wait() const {}
+  /// Waits until all work of all streams of the device is done.
+  void wait_for_all() const {}
+  /// Returns the number of the device.
+  static constexpr int device() { return 0; }
 };
 
 /// Makes a device the current one of this thread, until it ends.
@@ -85,14 +89,14 @@ class Current {
 /// Returns the GPUs of this machine: one, which is emulated.
 inline std::vector<GpuInfo> gpus() { return {{"emulated GPU", 0, 0, 0}}; }
 
-/// Returns memory of the current device. Throws std::bad_alloc.
-inline void* allocate(std::size_t bytes) {
+/// Returns memory of a device. Throws std::bad_alloc.
+inline void* allocate(int, std::size_t bytes) {
   void* memory = std::malloc(bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 /// Frees memory of `allocate`.
-inline void release(void* memory, std::size_t) { std::free(memory); }
+inline void release(int, void* memory) { std::free(memory); }
 
 #else
 
@@ -103,11 +107,11 @@ void check(cudaError_t status, const char* call, const What&... what) {
     throw Error(text("Cuda: ", call, " failed", what..., ": ", cudaGetErrorString(status)));
 }
 
-/// Owns a stream of work on a device.
+/// Owns a stream of work on a device, which each of its calls makes the current one of the calling thread.
 class Stream {
  public:
-  /// Makes a stream on the device of this number, which becomes the current one of this thread; without a number, on
-  /// the current one. Throws `Error` if there is none.
+  /// Makes a stream on the device of this number; without a number, on the current one. Throws `Error` if there is
+  /// none.
   explicit Stream(std::optional<int> device) {
     int count = 0;
     const cudaError_t found = cudaGetDeviceCount(&count);
@@ -115,44 +119,82 @@ class Stream {
             "Cuda: no driver of a GPU found, or one that is older than CUDA's runtime library expects");
     require(found == cudaSuccess && count > 0,
             "Cuda: no device found: ", found == cudaSuccess ? "none is installed" : cudaGetErrorString(found));
-    if (device) {
-      require(*device >= 0 && *device < count, "Cuda: device ", *device, " given, 0 to ", count - 1, " expected");
-      check(cudaSetDevice(*device), "cudaSetDevice", " for device ", *device);
-    }
+    check(cudaGetDevice(&device_), "cudaGetDevice");
+    device_ = device.value_or(device_);
+    require(device_ >= 0 && device_ < count, "Cuda: device ", device_, " given, 0 to ", count - 1, " expected");
+    use();
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    const cudaError_t staged = cudaMallocHost(&staging_, staging_bytes);
+    if (staged != cudaSuccess) cudaStreamDestroy(stream_);
+    check(staged, "cudaMallocHost", " of ", staging_bytes, " bytes");
   }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
-  ~Stream() { cudaStreamDestroy(stream_); }
-  /// Copies bytes of the host to the device. The memory of the host may be reused at once.
+  ~Stream() {
+    cudaStreamSynchronize(stream_);
+    cudaFreeHost(staging_);
+    cudaStreamDestroy(stream_);
+  }
+  /// Copies bytes of the host to the device. The memory of the host may be reused at once: few bytes are copied aside
+  /// first, many are waited for.
   void to_device(void* to, const void* from, std::size_t bytes) const {
     if (bytes == 0) return;
-    copy(to, from, bytes, cudaMemcpyHostToDevice);
+    use();
+    if (bytes > staging_bytes / 4) {
+      copy(to, from, bytes, cudaMemcpyHostToDevice);
+      return wait();
+    }
+    if (staged_ + bytes > staging_bytes) wait();  // until what was copied aside has been read
+    void* const aside = static_cast<std::byte*>(staging_) + staged_;
+    std::memcpy(aside, from, bytes);
+    staged_ += (bytes + 63) / 64 * 64;
+    copy(to, aside, bytes, cudaMemcpyHostToDevice);
   }
   /// Copies bytes of the device to the host, and waits for them.
   void to_host(void* to, const void* from, std::size_t bytes) const {
+    use();
     if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToHost);
     wait();
   }
   /// Copies bytes within the device. The ranges must not overlap.
   void copy(void* to, const void* from, std::size_t bytes) const {
+    use();
     if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToDevice);
   }
   /// Sets bytes of the device to zero.
   void zero(void* to, std::size_t bytes) const {
+    use();
     if (bytes > 0) check(cudaMemsetAsync(to, 0, bytes, stream_), "cudaMemsetAsync", " for ", bytes, " bytes");
   }
   /// Waits until all work is done. Throws `Error` if a kernel failed.
-  void wait() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+  void wait() const {
+    use();
+    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    staged_ = 0;
+  }
+  /// Waits until all work of all streams of the device is done.
+  void wait_for_all() const {
+    wait();
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+  /// Makes the device the current one of this thread.
+  void use() const { check(cudaSetDevice(device_), "cudaSetDevice", " for device ", device_); }
+  /// Returns the number of the device.
+  int device() const { return device_; }
   /// Returns CUDA's own handle.
   cudaStream_t handle() const { return stream_; }
 
  private:
+  static constexpr std::size_t staging_bytes = std::size_t{4} << 20;
+
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
     check(cudaMemcpyAsync(to, from, bytes, kind, stream_), "cudaMemcpyAsync", " for ", bytes, " bytes");
   }
 
+  int device_ = 0;
   cudaStream_t stream_ = nullptr;
+  void* staging_ = nullptr;         // memory of the host that the device reads by itself
+  mutable std::size_t staged_ = 0;  // bytes of it that the device may not have read yet
 };
 
 /// Makes a device the current one of this thread, and the one before it again on destruction.
@@ -171,13 +213,16 @@ class Current {
   int before_ = 0;
 };
 
-/// Returns the GPUs of this machine; none if there is no driver.
+/// Returns the GPUs of this machine; none if there is no driver, or one that is older than CUDA's runtime library
+/// expects, which CUDA does not tell apart. Throws `Error` for any other failure.
 inline std::vector<GpuInfo> gpus() {
   int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found == cudaErrorNoDevice || found == cudaErrorInsufficientDriver) {
     cudaGetLastError();  // forgets the error
     return {};
   }
+  check(found, "cudaGetDeviceCount");
   std::vector<GpuInfo> all;
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp found{};
@@ -187,9 +232,11 @@ inline std::vector<GpuInfo> gpus() {
   return all;
 }
 
-/// Returns memory of the current device. Throws `Error` that says how much there is.
-inline void* allocate(std::size_t bytes) {
+/// Returns memory of a device, which becomes the current one of this thread. Throws `Error` that says how much there
+/// is.
+inline void* allocate(int device, std::size_t bytes) {
   void* memory = nullptr;
+  check(cudaSetDevice(device), "cudaSetDevice", " for device ", device);
   if (cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
   cudaGetLastError();  // forgets the error, so that the next call does not report it
   std::size_t unused = 0, all = 0;
@@ -197,7 +244,7 @@ inline void* allocate(std::size_t bytes) {
   throw Error(text("Cuda: ", bytes, " bytes of memory asked for, ", unused, " of ", all, " are free"));
 }
 /// Frees memory of `allocate`, once the device has done all work that was given before.
-inline void release(void* memory, std::size_t) { cudaFree(memory); }
+inline void release(int, void* memory) { cudaFree(memory); }
 
 #endif
 
@@ -207,21 +254,24 @@ class DeviceArray {
  public:
   /// Makes an empty array.
   DeviceArray() = default;
-  /// Makes an array of `size` unspecified numbers. Allocates.
-  explicit DeviceArray(Index size)
-      : data_(size > 0 ? static_cast<T*>(allocate(bytes_of(size))) : nullptr), size_(size) {}
+  /// Makes an array of `size` unspecified numbers on a stream's device. Allocates.
+  DeviceArray(const Stream& stream, Index size)
+      : data_(size > 0 ? static_cast<T*>(allocate(stream.device(), bytes_of(size))) : nullptr),
+        size_(size),
+        device_(stream.device()) {}
   DeviceArray(const DeviceArray&) = delete;
   /// Takes over the memory of the other, which is empty afterwards.
   DeviceArray(DeviceArray&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), device_(other.device_) {}
   /// Drops its memory and takes that of the other.
   DeviceArray& operator=(DeviceArray other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(device_, other.device_);
     return *this;
   }
   ~DeviceArray() {
-    if (data_ != nullptr) release(data_, bytes_of(size_));
+    if (data_ != nullptr) release(device_, data_);
   }
 
   /// Returns the first number, on the device.
@@ -238,6 +288,7 @@ class DeviceArray {
 
   T* data_ = nullptr;
   Index size_ = 0;
+  int device_ = 0;
 };
 
 }  // namespace cuda

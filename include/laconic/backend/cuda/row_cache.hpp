@@ -71,11 +71,11 @@ class CudaRowCache {
   /// Makes a cache without slots.
   CudaRowCache() = default;
   /// Makes a cache of empty slots. Allocates.
-  CudaRowCache(Index slots, Index capacity, Index width, Storage storage)
+  CudaRowCache(const cuda::Stream& stream, Index slots, Index capacity, Index width, Storage storage)
       : capacity_(capacity),
         width_(width),
         storage_(storage),
-        memory_(slots * capacity * cache_row_bytes(storage, width, sizeof(T))),
+        memory_(stream, slots * capacity * cache_row_bytes(storage, width, sizeof(T))),
         rings_(static_cast<std::size_t>(slots)) {}
 
   /// Returns the number of slots.

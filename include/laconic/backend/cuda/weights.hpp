@@ -61,7 +61,8 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
 
  private:
   cuda::DeviceArray<T> copied(const cuda::DeviceArray<T>& from) const {
-    cuda::DeviceArray<T> to(from.size());
+    cuda::DeviceArray<T> to(*stream, from.size());
+    stream->wait_for_all();  // another stream may have written the values
     stream->copy(to.data(), from.data(), from.bytes());
     stream->wait();  // another stream may read the copy
     return to;
@@ -112,8 +113,9 @@ T* gradient_of(const Parameter<T>& p) {
   CudaWeight<T>& weight = CudaWeight<T>::of(p);
   require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
   if (weight.gradient.empty()) {
-    weight.gradient = DeviceArray<T>(p.size());
+    weight.gradient = DeviceArray<T>(*weight.stream, p.size());
     weight.stream->zero(weight.gradient.data(), weight.gradient.bytes());
+    weight.stream->wait();  // another stream may add to it
   }
   return weight.gradient.data();
 }
@@ -128,12 +130,12 @@ T* existing_gradient_of(const Parameter<T>& p) {
 template <class T>
 void make_resident(const std::shared_ptr<const Stream>& stream, Parameter<T>& p, bool trains, Storage storage) {
   checks::prepare<T>(storage);
-  DeviceArray<T> value(p.size()), gradient(trains && p.has_gradient() ? p.size() : 0);
+  DeviceArray<T> value(*stream, p.size()), gradient(*stream, trains && p.has_gradient() ? p.size() : 0);
   stream->to_device(value.data(), p.host().data(), value.bytes());
   if (!gradient.empty()) stream->to_device(gradient.data(), p.gradient().data(), gradient.bytes());
   const Storage form = is_rounded(p, storage) ? storage : Storage::full;
   if (form != Storage::full) {
-    DeviceArray<std::byte> rounded(p.rows() * cache_row_bytes(form, p.cols(), sizeof(T)));
+    DeviceArray<std::byte> rounded(*stream, p.rows() * cache_row_bytes(form, p.cols(), sizeof(T)));
     const auto rows = StoredRows<T>::in(rounded.data(), form, p.rows(), p.cols());
     launch(*stream, "prepare", {p.rows()}, StoreRows<T>{value.data(), rows});
     if (p.use == WeightUse::linear) {
@@ -154,7 +156,8 @@ void fetch_weight(Parameter<T>& p) {
   if (!p.is_resident()) return;
   const CudaWeight<T>& weight = CudaWeight<T>::of(p);
   Matrix<T> values(p.rows(), p.cols()), gradient;
-  DeviceArray<T> widened(weight.rounded.empty() ? 0 : p.size());
+  weight.stream->wait_for_all();  // another stream may have changed them
+  DeviceArray<T> widened(*weight.stream, weight.rounded.empty() ? 0 : p.size());
   if (!widened.empty()) for_each(*weight.stream, "fetch", p.size(), LoadRows<T>{rows_of(p), nullptr, widened.data()});
   const DeviceArray<T>& from = widened.empty() ? weight.value : widened;
   weight.stream->to_host(values.data(), from.data(), from.bytes());

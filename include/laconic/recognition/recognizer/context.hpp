@@ -25,13 +25,15 @@ struct Workspace::Context {
   Device device;   ///< the device that models run on
   Cpu<float> cpu;  ///< threads and memory of the host
 #if LACONIC_RECOGNIZER_CUDA
-  std::unique_ptr<Cuda<float>> cuda;  ///< the GPU's, if the device is one
+  std::unique_ptr<Cuda<float>> gpu;  ///< the GPU's, if the device is one
 #endif
 
   /// Makes a context on a device, with so many threads of the processor. Throws `Error` for a GPU that is not there.
   Context(const Device& on, int threads) : device(on), cpu(threads) {
 #if LACONIC_RECOGNIZER_CUDA
-    if (device.gpu) cuda = std::make_unique<Cuda<float>>(CudaDevice{*device.gpu});
+    if (!device.gpu) return;
+    const cuda::Current current(*device.gpu);
+    gpu = std::make_unique<Cuda<float>>(CudaDevice{*device.gpu});
 #else
     require(!device.gpu, "device: ", device.name(), " given to a library that was built without CUDA");
 #endif
@@ -41,14 +43,17 @@ struct Workspace::Context {
   template <class F>
   decltype(auto) visit(F&& f) {
 #if LACONIC_RECOGNIZER_CUDA
-    if (cuda) return f(*cuda);
+    if (gpu) {
+      const cuda::Current current(*device.gpu);
+      return f(*gpu);
+    }
 #endif
     return f(cpu);
   }
   /// Returns the max bytes that tensors have taken at once, on the device.
   std::size_t peak_bytes() {
 #if LACONIC_RECOGNIZER_CUDA
-    if (cuda) return cuda->device_arena().peak_bytes();
+    if (gpu) return gpu->device_arena().peak_bytes();
 #endif
     return cpu.arena().peak_bytes();
   }

@@ -16,7 +16,7 @@ inline namespace LACONIC_ABI {
 LACONIC_RECOGNIZER_INLINE bool has_cuda() { return LACONIC_RECOGNIZER_CUDA == 1; }
 
 LACONIC_RECOGNIZER_INLINE std::vector<DeviceInfo> devices() {
-  std::vector<DeviceInfo> all{{{}, text(hardware_threads(), " threads, ", LACONIC_ABI_NAME), 0}};
+  std::vector<DeviceInfo> all{{{}, text(hardware_threads(), " threads"), 0}};
 #if LACONIC_RECOGNIZER_CUDA
   for (const cuda::GpuInfo& gpu : cuda::gpus())
     all.push_back({{static_cast<int>(all.size()) - 1},
@@ -42,7 +42,9 @@ LACONIC_RECOGNIZER_INLINE Device Device::named(std::string_view name) {
   require(is_cuda || has_number, "device: '", name, "' given, cpu, cuda, cuda:N or auto expected");
   require(has_cuda(), "device: ", name,
           " given to a library that was built without CUDA (-DLACONIC_CUDA=ON builds it in)");
-  require(gpus > 0, "device: ", name, " given, but this machine has no GPU that CUDA finds");
+  require(
+      gpus > 0, "device: ", name,
+      " given, but CUDA finds no GPU: there is none, or its driver is missing or older than CUDA's runtime library");
   require(number >= 0 && number < gpus, "device: ", name, " given, cuda:0 to cuda:", gpus - 1, " expected");
   return {number};
 }

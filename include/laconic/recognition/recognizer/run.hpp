@@ -88,9 +88,9 @@ class StreamsOf final : public StreamsOfModel {
 template <class Model>
 class ModelOf final : public RecognizerModel {
  public:
-  explicit ModelOf(Model model) : model_(std::move(model)) {}
+  explicit ModelOf(Model model, const Device& device = {}) : model_(std::move(model)), device_(device) {}
 
-  std::unique_ptr<RecognizerModel> clone() const override { return std::make_unique<ModelOf>(model_); }
+  std::unique_ptr<RecognizerModel> clone() const override { return std::make_unique<ModelOf>(model_, device_); }
   const EncoderConfig& config() const override { return model_.config(); }
 
   Storage load(const Tensors& tensors, bool is_foreign) override {
@@ -123,11 +123,13 @@ class ModelOf final : public RecognizerModel {
   const Device& device() const override { return device_; }
 
   Matrix<float> logits(Workspace::Context& context, const Matrix<float>& features) const override {
+    require_on(context);
     return context.visit(
         [&](auto& on) { return on.output(model_(on, on.input(features), Sequences{features.rows()}).rows); });
   }
   Evaluation evaluate(Workspace::Context& context, const Dataset& data, const Vocabulary& vocabulary,
                       Index batch_frames, const MakeLogitsDecoder& make_decoder) const override {
+    require_on(context);
     return context.visit(
         [&](auto& on) { return laconic::evaluate(model_, on, data, vocabulary, batch_frames, {}, make_decoder); });
   }
@@ -184,8 +186,14 @@ class ModelOf final : public RecognizerModel {
   }
 
  private:
+  /// Throws `Error` unless the context is on the device of the model.
+  void require_on(const Workspace::Context& context) const {
+    require(context.device == device_, "recognizer: a workspace on ", context.device.name(), " given for a model on ",
+            device_.name(), ": prepare the model for the device of the workspace");
+  }
+
   Model model_;
-  Device device_{};
+  Device device_;
 };
 
 template <EncoderName Name>

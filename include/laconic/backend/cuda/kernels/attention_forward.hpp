@@ -65,7 +65,8 @@ struct AttendPartials {
 /// Computes softmax attention: out_i = sum_j exp(s_ij) v_j / sum_j exp(s_ij), both sums divided by 2^e_i, where e_i and
 /// the sums grow from tile to tile of keys (Milakov and Gimelshein 2018). The sums run over the keys in order, and
 /// powers of two change no bits of them. So the bits of a query depend on the keys that it sees, and neither on where
-/// tiles begin nor on the number of rows in a tile: a stream gives those of a whole pass, unless keys are split. A
+/// tiles begin nor on the number of rows in a tile: a stream gives those of a whole pass, unless keys are split. (Only
+/// NaN or infinite values of keys that it does not see may reach it, since their weight is 0.) A
 /// block is a tile of the queries of one sequence, with the heads of a group as rows next to each other, and a range of
 /// columns of the values; it may have one split of the keys only.
 template <class T, int RowsEach, class Rows>

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cuda/block.hpp>
 
+#include <cmath>
 #include <cstddef>
 
 // Products of small tiles, of which attention is made: a block of threads computes a tile of (rows, cols) sums over a
@@ -128,8 +129,9 @@ class Tile {
             LACONIC_UNROLL_DEVICE
             for (int y = 0; y < cols_each; ++y) {
               const int r = row + x * lanes, c = col + y * lanes;
-              sums.values[x][y] +=
-                  first_[PicksA::at(r, c, rows) * stride + w] * second_[PicksB::at(r, c, rows) * stride + w];
+              // Rounded once, so that tiles of all heights give the same bits.
+              sums.values[x][y] = std::fma(first_[PicksA::at(r, c, rows) * stride + w],
+                                           second_[PicksB::at(r, c, rows) * stride + w], sums.values[x][y]);
             }
           }
         }
