@@ -155,7 +155,8 @@ void train(TrainOptions& o) {
   if (share * (processes().size() - 1) >= o.training.accumulate)
     say("note: ", processes().size(), " processes share --accumulate ", o.training.accumulate,
         " batches of an update, ", share, " each, so that the last has none");
-  Workspace workspace(o.threads, o.device.chosen());
+  const Device device = o.device.chosen();
+  Workspace workspace(o.threads, device);
   say(to_name(recognizer.config().model), " with ", to_name(recognizer.config().encoder.attention), ", ",
       recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ",
       threads_text(o.threads));
@@ -178,6 +179,7 @@ void train(TrainOptions& o) {
   if (processes().rank() > 0) return;
   recognizer.save(model_folder);
   const double working_mib = static_cast<double>(workspace.peak_bytes()) * 0x1p-20;
+  if (device.gpu) recognizer.prepare(Storage::full, o.threads, device);  // training has left it on the host
   const Evaluation evaluation = recognizer.evaluate(valid_set, workspace);
   print("validation WER ", fixed(100 * evaluation.wer(), 2), "% (epoch ", state.best_epoch, " of ", state.epoch, ", ",
         fixed(state.seconds, 0), " s of training, at most ", fixed(working_mib, 0),
