@@ -6,6 +6,7 @@
 #include <laconic/recognition/device.hpp>
 
 #include <string>
+#include <string_view>
 
 /// The device that a command computes on.
 struct DeviceOption {
@@ -19,7 +20,8 @@ struct DeviceOption {
               try {
                 laconic::Device::named(given);
               } catch (const laconic::Error& error) {
-                return std::string(error.what());
+                constexpr std::string_view name_of_option = "device: ";  // which CLI11 writes, too
+                return std::string(error.what()).substr(name_of_option.size());
               }
               return std::string();
             },

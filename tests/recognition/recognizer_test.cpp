@@ -277,3 +277,16 @@ TEST_CASE("a recogniser refuses what does not fit", "[recognizer]") {
   CHECK(message_of([&] { small(EncoderName::branchformer).check_teacher(recognizer, false); }) ==
         "teacher: a conformer given, a branchformer expected");
 }
+
+TEST_CASE("devices have names", "[recognizer]") {
+  CHECK(Device::named("cpu") == Device{});
+  CHECK(Device{}.name() == "cpu");
+  CHECK(Device{2}.name() == "cuda:2");
+  CHECK(devices().front().device == Device{});
+  CHECK_THROWS_WITH(Device::named("gpu"), "device: 'gpu' given, cpu, cuda, cuda:N or auto expected");
+  CHECK_THROWS_WITH(Device::named("cuda:one"), "device: 'cuda:one' given, cuda and a number expected: cuda:0");
+  if (has_cuda()) return;
+  CHECK(Device::named("auto") == Device{});
+  CHECK_THROWS_WITH(Device::named("cuda"),
+                    "device: cuda given to a library that was built without CUDA (-DLACONIC_CUDA=ON builds it in)");
+}
