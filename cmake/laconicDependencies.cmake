@@ -84,7 +84,7 @@ function(laconic_find_mpi out)
   set(MPI_CXX_SKIP_MPICXX ON)
   find_package(MPI QUIET COMPONENTS CXX)
   set(missing "")
-  if(NOT TARGET MPI::MPI_CXX)
+  if(NOT MPI_CXX_FOUND)  # the target is there, too, where CMake has tried it in vain
     set(missing "MPI")
   endif()
   set(${out} "${missing}" PARENT_SCOPE)
