@@ -79,7 +79,7 @@ std::shared_ptr<Layer> on(Gpu& gpu, Layer layer) {
 void add_products() {
   for (const auto& [in, out] : {std::pair<Index, Index>{256, 1024}, {1024, 4096}})
     for (const Index rows : {1, 32, 1000, 16000})
-      add(text("linear/", in, 'x', out, "/rows:", rows), 2e0 * static_cast<double>(rows * in * out),
+      add(text("linear/", in, 'x', out, "/rows:", rows), 2.0 * static_cast<double>(rows * in * out),
           megabytes({rows * in, in * out, rows * out}), [=, in = in, out = out](Gpu& gpu) {
             return [&gpu, x = gpu.input(noise(rows, in)), layer = on(gpu, Linear<float>(in, out, Seed(1)))] {
               (*layer)(gpu, x);
@@ -108,7 +108,7 @@ void add_attention() {
     for (const Index streams : {1, 32}) {
       constexpr Index cached = 4096;
       add(text("decode/latent:", latent, "/streams:", streams),
-          4e0 * static_cast<double>(streams * cached * heads * latent), megabytes({streams * cached * latent}),
+          4.0 * static_cast<double>(streams * cached * heads * latent), megabytes({streams * cached * latent}),
           [=](Gpu& gpu) {
             auto cache = std::make_shared<Gpu::Cache>(gpu.make_cache(streams, cached, latent, Storage::full));
             auto slots = std::make_shared<std::vector<Index>>();
@@ -177,7 +177,7 @@ void measure_roofs() {
   const Tensor x = gpu.input(noise(side, side));
   const auto product = [&] { layer(gpu, x); };
   product();
-  const double flop = 2e0 * static_cast<double>(side) * side * side / seconds_of(gpu, product);
+  const double flop = 2.0 * static_cast<double>(side) * side * side / seconds_of(gpu, product);
   std::printf("copy %.0f GB/s, product %.1f TFLOP/s\n", 1e-3 * copy_roof, 1e-12 * flop);
 }
 

@@ -227,7 +227,6 @@ class CudaCore {
     Sequences sequences{};
     Uploaded<Index> memory{};
   };
-  // No templates: laconic::cuda has the kernels that they run.
   /// Moves all parameters to the device, or none if one throws.
   template <class Model>
   void move_in(Model& model, bool trains, Storage storage) {
@@ -238,6 +237,7 @@ class CudaCore {
       throw;
     }
   }
+  // No templates: laconic::cuda has the kernels that they run.
   void make_resident(Parameter<T>& p, bool trains, Storage storage) {
     cuda::make_resident(stream_, p, trains, storage);
   }

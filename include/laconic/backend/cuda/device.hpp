@@ -144,7 +144,10 @@ class Stream {
       copy(to, from, bytes, cudaMemcpyHostToDevice);
       return wait();
     }
-    if (staged_ + bytes > staging_bytes) wait();  // until what was copied aside has been read
+    if (staged_ + bytes > staging_bytes) {
+      wait();  // until what was copied aside has been read
+      staged_ = 0;
+    }
     void* const aside = static_cast<std::byte*>(staging_) + staged_;
     std::memcpy(aside, from, bytes);
     staged_ += (bytes + 63) / 64 * 64;
@@ -170,11 +173,10 @@ class Stream {
   void wait() const {
     use();
     check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-    staged_ = 0;
   }
   /// Waits until all work of all streams of the device is done.
   void wait_for_all() const {
-    wait();
+    use();
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
   /// Makes the device the current one of this thread.
@@ -193,8 +195,10 @@ class Stream {
 
   int device_ = 0;
   cudaStream_t stream_ = nullptr;
-  void* staging_ = nullptr;         // memory of the host that the device reads by itself
-  mutable std::size_t staged_ = 0;  // bytes of it that the device may not have read yet
+  void* staging_ = nullptr;  // memory of the host that the device reads by itself
+  // Bytes of it that the device may not have read yet. Only `to_device` changes them, which the context alone calls:
+  // other threads may wait for a stream that holds their weights.
+  mutable std::size_t staged_ = 0;
 };
 
 /// Makes a device the current one of this thread, and the one before it again on destruction.
@@ -225,9 +229,9 @@ inline std::vector<GpuInfo> gpus() {
   check(found, "cudaGetDeviceCount");
   std::vector<GpuInfo> all;
   for (int i = 0; i < count; ++i) {
-    cudaDeviceProp found{};
-    check(cudaGetDeviceProperties(&found, i), "cudaGetDeviceProperties", " of device ", i);
-    all.push_back({found.name, found.totalGlobalMem, found.major, found.minor});
+    cudaDeviceProp card{};
+    check(cudaGetDeviceProperties(&card, i), "cudaGetDeviceProperties", " of device ", i);
+    all.push_back({card.name, card.totalGlobalMem, card.major, card.minor});
   }
   return all;
 }

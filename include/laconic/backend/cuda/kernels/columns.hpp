@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/block.hpp>
+#include <laconic/backend/cuda/kernels/row_sums.hpp>
 
 #include <cstddef>
 
@@ -12,17 +12,6 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
-
-/// Returns the last of the numbers [0, count) for which first(number), which ascends, is at most `value`; 0 if none is.
-template <class F>
-LACONIC_DEVICE Index last_at_most(Index count, Index value, F first) {
-  Index low = 0, high = count;
-  while (high - low > 1) {
-    const Index middle = low + (high - low) / 2;
-    (first(middle) <= value ? low : high) = middle;
-  }
-  return low;
-}
 
 /// Says which rows belong together: those of each sequence, or all.
 struct RowGroups {

@@ -12,18 +12,21 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
+/// Returns the last of the numbers [0, count) for which first(number), which ascends, is at most `value`; 0 if none is.
+template <class F>
+LACONIC_DEVICE Index last_at_most(Index count, Index value, F first) {
+  Index low = 0, high = count;
+  while (high - low > 1) {
+    const Index middle = low + (high - low) / 2;
+    (first(middle) <= value ? low : high) = middle;
+  }
+  return low;
+}
+
 /// Returns the number of the sequence that has a row. offsets (sequences + 1); every sequence has `longer` rows more
 /// than they say, or less if that is negative, but not less than none.
 LACONIC_DEVICE Index sequence_of(const Index* offsets, Index sequences, Index row, Index longer = 0) {
-  Index low = 0, high = sequences - 1;
-  while (low < high) {
-    const Index middle = (low + high) / 2;
-    if (row < offsets[middle + 1] + (middle + 1) * longer)
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return low;
+  return last_at_most(sequences, row, [&](Index n) { return offsets[n] + n * longer; });
 }
 
 /// Splits a sum over rows into parts, each a range of chunks. Sums within a chunk are in T or double, those of chunks
