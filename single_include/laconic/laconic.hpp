@@ -15588,11 +15588,16 @@ Matrix<T> difference(Matrix<T> a, const Matrix<T>& b, const Matrix<T>& c) {
   return a;
 }
 
+/// A matrix stored by columns, and a vector, as Eigen's solvers take them.
+template <class T>
+using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+template <class T>
+using ColumnVector = Eigen::Matrix<T, Eigen::Dynamic, 1>;
+
 /// Shows the transpose of a matrix, as one that is stored by columns.
 template <class T>
 auto by_columns(const Matrix<T>& transpose) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  return Eigen::Map<const Columns>(transpose.data(), transpose.cols(), transpose.rows());
+  return Eigen::Map<const Columns<T>>(transpose.data(), transpose.cols(), transpose.rows());
 }
 
 /// Returns tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of second moment G. An empty G
@@ -15604,6 +15609,20 @@ T output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
   return std::max(by_columns(seen).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
 }
 
+/// Multiplies `columns` from the left by reflections H_0 H_1 ..., the last one first. Reflection k is I - t_k v v^T,
+/// whose v is 1 in row k + `shift` and holds, below it, what column k of `vectors` holds there. An identity is given as
+/// `triangular`, so that what stays 0 is skipped. Eigen's HouseholderSequence does this in blocks, but a third of the
+/// time that a conversion took to compile was its own.
+template <std::same_as<double> T>
+void reflect(Columns<T>& columns, const Columns<T>& vectors, const ColumnVector<T>& t, Index shift, bool triangular) {
+  std::vector<T> workspace(static_cast<std::size_t>(columns.cols()));
+  for (Index k = std::min(t.size(), columns.rows() - shift) - 1; k >= 0; --k) {
+    const Index rows = columns.rows() - k - shift;
+    columns.bottomRightCorner(rows, columns.cols() - (triangular ? k + shift : 0))
+        .applyHouseholderOnTheLeft(vectors.col(k).tail(rows - 1), t[k], workspace.data());
+  }
+}
+
 /// Eigenvalues of a symmetric matrix, rising, and its eigenvectors in columns.
 template <class T>
 struct SymmetricEigen {
@@ -15612,12 +15631,23 @@ struct SymmetricEigen {
 };
 template <std::same_as<double> T>
 SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  const Eigen::SelfAdjointEigenSolver<Columns> eigen(symmetric);
+  const Index size = symmetric.rows();
+  T scale = 0;  // of elements up to 1 no square overflows
+  std::for_each_n(symmetric.data(), symmetric.size(), [&](T x) { scale = std::max(scale, std::abs(x)); });
+  if (scale == 0) scale = 1;
+  Columns<T> vectors(size, size);
+  std::transform(symmetric.data(), symmetric.data() + symmetric.size(), vectors.data(),
+                 [scale](T x) { return x / scale; });
+  const Eigen::Tridiagonalization<Columns<T>> tridiagonal(vectors);
+  Eigen::SelfAdjointEigenSolver<Columns<T>> eigen;
+  eigen.computeFromTridiagonal(tridiagonal.diagonal(), tridiagonal.subDiagonal());
   require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", symmetric.rows(), ", ",
           symmetric.cols(), ") Gram matrix did not converge");
-  const auto& values = eigen.eigenvalues();
-  return {{values.data(), values.data() + values.size()}, eigen.eigenvectors()};
+  vectors = eigen.eigenvectors();
+  reflect(vectors, tridiagonal.packedMatrix(), tridiagonal.householderCoefficients(), 1, false);
+  SymmetricEigen<T> out{{eigen.eigenvalues().data(), eigen.eigenvalues().data() + size}, vectors};
+  for (T& value : out.values) value *= scale;
+  return out;
 }
 /// Returns the eigenvectors of a symmetric matrix in columns, those of the largest eigenvalues first.
 template <std::same_as<double> T>
@@ -15645,9 +15675,20 @@ std::pair<Matrix<T>, Matrix<T>> square_roots(const Matrix<T>& symmetric) {
 
 /// Returns as many orthonormal columns, which span at least what these columns span.
 template <std::same_as<double> T>
-Matrix<T> orthonormal(const Matrix<T>& columns) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
+Matrix<T> orthonormal(const Matrix<T>& matrix) {
+  Columns<T> vectors = by_columns(transposed(matrix));
+  ColumnVector<T> t(std::min(vectors.rows(), vectors.cols()));
+  std::vector<T> workspace(static_cast<std::size_t>(vectors.cols()));
+  for (Index k = 0; k < t.size(); ++k) {
+    const Index rows = vectors.rows() - k;
+    T length;
+    vectors.col(k).tail(rows).makeHouseholderInPlace(t[k], length);
+    vectors.bottomRightCorner(rows, vectors.cols() - k - 1)
+        .applyHouseholderOnTheLeft(vectors.col(k).tail(rows - 1), t[k], workspace.data());
+  }
+  Columns<T> out = Columns<T>::Identity(vectors.rows(), vectors.cols());
+  reflect(out, vectors, t, 0, true);
+  return out;
 }
 
 /// Returns the square of the length of column i.
