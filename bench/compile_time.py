@@ -4,9 +4,9 @@
     python3 bench/compile_time.py [--compiler g++] [--repetitions 3]
     python3 bench/compile_time.py --build build/release [--slowest 10]
 
-First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 sources that
-only include <laconic/laconic.hpp>, the same with conversion, and Eigen/Core with xsimd, and the ratios to the last;
-each is the median of the repetitions, which go in turns. With --build, a folder that `cmake --preset release` has
+First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then what a model adds to
+an inclusion of <laconic/laconic.hpp>, then at -O0 sources that only include this header, the same with conversion, and
+Eigen/Core with xsimd, and the ratios to the last; each is the median of the repetitions, which go in turns. With --build, a folder that `cmake --preset release` has
 configured, every source of the program `laconic` is then compiled once with that folder's flags, without a compiler
 cache, and the slowest are printed.
 """
@@ -22,6 +22,14 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODELS = {
+    "Conformer": ("Conformer<MlaSimple<8, 64>>", "const Matrix<float>& inputs, const Sequences& sequences", "inputs, sequences"),
+    "Gpt": ("Gpt<MlaHead<8, 32, 0, NoPosition>>", "const TokenRows& tokens", "tokens"),
+}
+SOURCE = """#include <laconic/laconic.hpp>
+using namespace laconic;
+auto run(Cpu<float>& cpu, const %s& model, %s) { return model(cpu, %s); }
+"""
 
 
 def compile_once(command, folder):
@@ -39,10 +47,10 @@ def compile_once(command, folder):
 def sources(build):
     """Yields the name and the compiler's command line of every source, or group of sources, of the program."""
     for entry in json.loads((build / "compile_commands.json").read_text()):
-        output = pathlib.Path(entry["output"])
+        command = shlex.split(entry["command"])
+        output = pathlib.Path(command[command.index("-o") + 1])
         if output.parts[0] not in ("src", "tools"):
             continue
-        command = shlex.split(entry["command"])
         if pathlib.Path(command[0]).name == "ccache":
             command = command[1:]
         command[command.index("-o") + 1] = os.devnull
@@ -59,18 +67,23 @@ def main():
     if options.build and not (options.build / "compile_commands.json").exists():
         parser.error(f"{options.build}: no compile_commands.json, a folder of `cmake --preset release` expected")
 
-    print(f"{'':48} {'CPU s':>7} {'MB':>6}")
+    print(f"{'':60} {'CPU s':>7} {'MB':>6}")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "laconic.cpp").write_text("#include <laconic/laconic.hpp>\n")
         (folder / "convert.cpp").write_text(
             "#include <laconic/convert/convert.hpp>\n#include <laconic/laconic.hpp>\n"
         )
+        for name, model in MODELS.items():
+            (folder / f"{name}.cpp").write_text(SOURCE % model)
         (folder / "eigen.cpp").write_text("#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n")
         cases = [
             ("README's example, -O2", "-O2", ROOT / "examples/07_conformer.cpp"),
             ("the same with laconic::compiled", "-DLACONIC_COMPILED -O2", ROOT / "examples/07_conformer.cpp"),
             ("32 attentions (bench/sweep.cpp), likewise", "-DLACONIC_COMPILED -O2", ROOT / "bench/sweep.cpp"),
+            ("<laconic/laconic.hpp>, -O2", "-O2", folder / "laconic.cpp"),
+            *((f"a {name} beside it{what}, -O2", f"{flag} -O2", folder / f"{name}.cpp")
+              for name in MODELS for what, flag in (("", ""), (", laconic::compiled", "-DLACONIC_COMPILED"))),
             ("<laconic/laconic.hpp>, -O0", "-O0", folder / "laconic.cpp"),
             ("the same and <laconic/convert/convert.hpp>, -O0", "-O0", folder / "convert.cpp"),
             ("<Eigen/Core> and <xsimd/xsimd.hpp>, -O0", "-O0", folder / "eigen.cpp"),
@@ -83,15 +96,18 @@ def main():
                 runs[name].append(compile_once(command, ROOT))
         seconds = {name: statistics.median(run[0] for run in those) for name, those in runs.items()}
         for name, those in runs.items():
-            print(f"{name:48} {seconds[name]:7.1f} {max(run[1] for run in those):6.0f}")
+            print(f"{name:60} {seconds[name]:7.1f} {max(run[1] for run in those):6.0f}")
+        for name in seconds:
+            if name.startswith("a "):
+                print(f"{name + ': adds':60} {seconds[name] - seconds['<laconic/laconic.hpp>, -O2']:7.1f}")
         for name, index in (("laconic.hpp over Eigen with xsimd", -3), ("the same with conversion", -2)):
-            print(f"{name:48} {seconds[cases[index][0]] / seconds[cases[-1][0]]:7.2f}")
+            print(f"{name:60} {seconds[cases[index][0]] / seconds[cases[-1][0]]:7.2f}")
 
     if options.build:
         results = [(compile_once(command, folder), name) for name, command, folder in sources(options.build)]
-        print(f"\n{f'the program, {len(results)} sources':48} {sum(r[0][0] for r in results):7.1f} {max(r[0][1] for r in results):6.0f}")
+        print(f"\n{f'the program, {len(results)} sources':60} {sum(r[0][0] for r in results):7.1f} {max(r[0][1] for r in results):6.0f}")
         for (cpu, megabytes), name in sorted(results, reverse=True)[: options.slowest]:
-            print(f"  {name:46} {cpu:7.1f} {megabytes:6.0f}")
+            print(f"  {name:58} {cpu:7.1f} {megabytes:6.0f}")
 
 
 if __name__ == "__main__":

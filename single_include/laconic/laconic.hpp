@@ -284,6 +284,12 @@ constexpr void explain(bool fits, Parts...) {
   if (!fits) these_numbers_do_not_fit();
 }
 
+/// Throws `Error` with the parts as its text. It is compiled once for all literals, however long they are.
+template <class... Parts>
+[[noreturn]] void fail(Parts... parts) {
+  throw Error(text(parts...));
+}
+
 }  // namespace detail
 
 /// Throws `Error` with the parts as its text unless `condition` holds. The text is built only when it is needed. In a
@@ -292,7 +298,7 @@ template <class... Parts>
 constexpr void require(bool condition, const Parts&... parts) {
   if (!condition) [[unlikely]] {
     if (std::is_constant_evaluated()) detail::explain(condition, detail::value_of(parts)...);
-    throw Error(text(parts...));
+    detail::fail(detail::value_of(parts)...);
   }
 }
 
@@ -5383,15 +5389,14 @@ class ThreadTeam {
         helper.join();
   }
 
-  /// Calls work(thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads, on
-  /// helpers that come while this thread works. Returns when all of them are done. `work` takes tasks until none is
+  /// Calls work(what, thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads,
+  /// on helpers that come while this thread works. Returns when all of them are done. `work` takes tasks until none is
   /// left and must not throw.
-  template <class Work>
-  void run(int threads, Work& work) {
+  void run(int threads, void (*work)(void* what, int thread), void* what) {
     Region* region = stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
-    if (region == nullptr) return work_as(0, work);
-    region->run = [](void* what, int thread) { work_as(thread, *static_cast<Work*>(what)); };
-    region->work = const_cast<void*>(static_cast<const void*>(&work));
+    if (region == nullptr) return work_as(0, work, what);
+    region->work = work;
+    region->what = what;
     region->numbers.store(1, std::memory_order_relaxed);
     region->state.store(is_open | static_cast<std::uint32_t>(threads - 1) << room_shift);
     start_helpers(threads - 1);
@@ -5399,7 +5404,7 @@ class ThreadTeam {
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
     const auto begin = Clock::now();
-    work_as(0, work);
+    work_as(0, work, what);
 
     // A helper's last task may take about as long as the opener's did.
     std::uint32_t state = region->state.fetch_and(~is_open);
@@ -5422,14 +5427,13 @@ class ThreadTeam {
   struct alignas(line_bytes) Region {
     std::atomic<std::uint32_t> state{0};
     std::atomic<std::uint64_t> numbers{0};  // a bit for each number of a thread that is in use
-    void (*run)(void*, int) = nullptr;
-    void* work = nullptr;
+    void (*work)(void*, int) = nullptr;
+    void* what = nullptr;
   };
 
-  template <class Work>
-  static void work_as(int thread, Work& work) noexcept {
+  static void work_as(int thread, void (*work)(void*, int), void* what) noexcept {
     const InsideRegion inside;
-    work(thread);
+    work(what, thread);
   }
 
   /// Waits for a condition without giving up the processor: a millisecond, which is longer than the time between the
@@ -5508,7 +5512,7 @@ class ThreadTeam {
     int number = 1 + helper % static_cast<int>(room);
     while ((region.numbers.fetch_or(std::uint64_t{1} << number, std::memory_order_acq_rel) >> number & 1) != 0)
       number = 1 + number % static_cast<int>(room);
-    region.run(region.work, number);
+    work_as(number, region.work, region.what);
     region.numbers.fetch_and(~(std::uint64_t{1} << number), std::memory_order_acq_rel);
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }
@@ -5580,6 +5584,43 @@ inline bool is_nested() {
   return laconic::detail::InsideRegion::here();
 }
 
+namespace detail {
+
+/// Does what `parallel_for` says of run(body, task, thread), compiled once for all bodies.
+inline void run_tasks(int threads, Index tasks, void (*run)(void* body, Index task, int thread), void* body) {
+  using laconic::detail::ThreadTeam;
+  struct Region {
+    void (*run)(void*, Index, int);
+    void* body;
+    int team;
+    std::array<TaskQueue, ThreadTeam::max_threads> queues;
+  };
+  const int team = static_cast<int>(std::min<Index>(std::min(threads, ThreadTeam::max_threads), tasks));
+  if (team <= 1 || is_nested()) {
+    for (Index task = 0; task < tasks; ++task) run(body, task, 0);
+    return;
+  }
+  Region region{run, body, team, {}};
+  for (int i = 0; i < team; ++i) {
+    const Range stretch = equal_part(tasks, 1, i, team);
+    region.queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
+    region.queues[static_cast<std::size_t>(i)].end = stretch.end;
+  }
+  const auto work = [](void* what, int thread) {
+    Region& its = *static_cast<Region*>(what);
+    for (int i = 0; i < its.team; ++i) {
+      TaskQueue& queue = its.queues[static_cast<std::size_t>((thread + i) % its.team)];
+      while (queue.next.load(std::memory_order_relaxed) < queue.end) {
+        const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
+        if (task < queue.end) its.run(its.body, task, thread);
+      }
+    }
+  };
+  ThreadTeam::of_process().run(team, work, &region);
+}
+
+}  // namespace detail
+
 /// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads, or on
 /// this thread alone within another region. Bodies must write to disjoint places and not throw, so the result cannot
 /// depend on which thread runs which task. Each thread starts on its own contiguous range of tasks and then steals from
@@ -5588,28 +5629,9 @@ inline bool is_nested() {
 /// allocates (see ThreadTeam).
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
-  constexpr int most = laconic::detail::ThreadTeam::max_threads;
-  const int team = static_cast<int>(std::min<Index>(std::min(threads, most), tasks));
-  if (team <= 1 || is_nested()) {
-    for (Index task = 0; task < tasks; ++task) body(task, 0);
-    return;
-  }
-  std::array<TaskQueue, most> queues;
-  for (int i = 0; i < team; ++i) {
-    const Range stretch = equal_part(tasks, 1, i, team);
-    queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
-    queues[static_cast<std::size_t>(i)].end = stretch.end;
-  }
-  const auto work = [&](int thread) {
-    for (int i = 0; i < team; ++i) {
-      TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % team)];
-      while (queue.next.load(std::memory_order_relaxed) < queue.end) {
-        const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
-        if (task < queue.end) body(task, thread);
-      }
-    }
-  };
-  laconic::detail::ThreadTeam::of_process().run(team, work);
+  using Given = std::remove_reference_t<Body>;
+  const auto run = [](void* what, Index task, int thread) { (*static_cast<Given*>(what))(task, thread); };
+  detail::run_tasks(threads, tasks, run, const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
 /// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each, as `parallel_for` does.
@@ -15467,7 +15489,8 @@ class Runnable {
 }  // namespace laconic
 
 #include <Eigen/Eigenvalues>
-#include <Eigen/QR>
+
+#include <tuple>
 
 // Dense linear algebra of conversions: whole matrices of double in, whole matrices out. Eigen's expressions of products
 // and solvers take long to compile, so each of its kernels is instantiated in one function here and nowhere else. All
@@ -15547,17 +15570,33 @@ Matrix<T> scaled_columns(Matrix<T> matrix, const Matrix<T>& factors) {
   return matrix;
 }
 
-/// Adds factor * a * b to `sum`, which must not be a or b.
+/// Says whether all numbers are finite.
+template <class T>
+bool all_finite(const Matrix<T>& matrix) {
+  return std::all_of(matrix.data(), matrix.data() + matrix.size(), [](T x) { return std::isfinite(x); });
+}
+/// Returns the sum of all products of elements of equal positions, in matrices of equal shapes.
 template <std::same_as<double> T>
-void add_product(Matrix<T>& sum, double factor, const Matrix<T>& a, const Matrix<T>& b) {
-  sum.noalias() += (factor * a) * b;
+T inner_product(const Matrix<T>& a, const Matrix<T>& b) {
+  return std::inner_product(a.data(), a.data() + a.size(), b.data(), T{0});
+}
+/// Returns the sum of the squares of all elements.
+template <std::same_as<double> T>
+T energy(const Matrix<T>& matrix) {
+  return inner_product(matrix, matrix);
+}
+
+/// Adds a * b to `sum`, which must not be a or b.
+template <std::same_as<double> T>
+void add_product(Matrix<T>& sum, const Matrix<T>& a, const Matrix<T>& b) {
+  sum.noalias() += a * b;
 }
 /// Returns a * b.
 template <std::same_as<double> T>
 Matrix<T> product(const Matrix<T>& a, const Matrix<T>& b) {
   Matrix<T> out(a.rows(), b.cols());
   out.setZero();
-  add_product(out, 1, a, b);
+  add_product(out, a, b);
   return out;
 }
 /// Returns (a * b)^T as Eigen computes a * b for a matrix stored by columns. The order of its sums is another than that
@@ -15584,7 +15623,7 @@ Matrix<T> gram_by_columns(const Matrix<T>& matrix) {
 /// Returns a - b * c.
 template <std::same_as<double> T>
 Matrix<T> difference(Matrix<T> a, const Matrix<T>& b, const Matrix<T>& c) {
-  add_product(a, -1, b, c);
+  add_product(a, scaled(T{-1}, b), c);
   return a;
 }
 
@@ -15604,23 +15643,85 @@ auto by_columns(const Matrix<T>& transpose) {
 /// means white inputs.
 template <std::same_as<double> T>
 T output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
-  if (second_moment.size() == 0) return weight.squaredNorm();
-  const Matrix<T> seen = transposed_product(weight, second_moment);
-  return std::max(by_columns(seen).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
+  if (second_moment.size() == 0) return energy(weight);
+  return std::max(inner_product(product_by_columns(weight, second_moment), weight),
+                  T{0});  // rounding could make it less
 }
 
-/// Multiplies `columns` from the left by reflections H_0 H_1 ..., the last one first. Reflection k is I - t_k v v^T,
-/// whose v is 1 in row k + `shift` and holds, below it, what column k of `vectors` holds there. An identity is given as
-/// `triangular`, so that what stays 0 is skipped. Eigen's HouseholderSequence does this in blocks, but a third of the
-/// time that a conversion took to compile was its own.
+/// Adds factor * x to `sum`, both of `size` elements.
 template <std::same_as<double> T>
-void reflect(Columns<T>& columns, const Columns<T>& vectors, const ColumnVector<T>& t, Index shift, bool triangular) {
-  std::vector<T> workspace(static_cast<std::size_t>(columns.cols()));
-  for (Index k = std::min(t.size(), columns.rows() - shift) - 1; k >= 0; --k) {
-    const Index rows = columns.rows() - k - shift;
-    columns.bottomRightCorner(rows, columns.cols() - (triangular ? k + shift : 0))
-        .applyHouseholderOnTheLeft(vectors.col(k).tail(rows - 1), t[k], workspace.data());
+void add_scaled(T* sum, T factor, const T* x, Index size) {
+  Eigen::Map<ColumnVector<T>>(sum, size) += factor * Eigen::Map<const ColumnVector<T>>(x, size);
+}
+/// Returns the sum of the products of `size` elements.
+template <std::same_as<double> T>
+T dot(const T* a, const T* b, Index size) {
+  return Eigen::Map<const ColumnVector<T>>(a, size).dot(Eigen::Map<const ColumnVector<T>>(b, size));
+}
+
+/// Multiplies a vector of `size` elements by the reflection I - t v v^T, whose v begins with 1 and goes on with `tail`.
+template <std::same_as<double> T>
+void reflect(T* vector, const T* tail, T t, Index size) {
+  const T along = t * (vector[0] + dot(tail, vector + 1, size - 1));
+  vector[0] -= along;
+  add_scaled(vector + 1, -along, tail, size - 1);
+}
+/// Multiplies vectors, which are rows, by reflections, the last one first. Reflection k is I - t_k v v^T, whose v is 1
+/// in element k + `shift` and holds, behind it, what row k of `tails` holds there.
+template <std::same_as<double> T>
+void reflect_all(Matrix<T>& vectors, const Matrix<T>& tails, const ColumnVector<T>& t, Index shift) {
+  const Index size = vectors.cols();
+  for (Index k = t.size() - 1; k >= 0; --k)
+    for (Index r = 0; r < vectors.rows(); ++r)
+      reflect(vectors.data() + r * size + k + shift, tails.data() + k * size + k + shift + 1, t[k], size - k - shift);
+}
+/// Finds the reflection I - t v v^T that leaves a vector of `size` elements only its first one. Overwrites the others
+/// by those of v, which begins with 1. Returns t and what the first element becomes.
+template <std::same_as<double> T>
+std::pair<T, T> find_reflection(T* vector, Index size) {
+  T t, length;
+  Eigen::Map<ColumnVector<T>>(vector, size).makeHouseholderInPlace(t, length);
+  return {t, length};
+}
+
+/// A symmetric matrix as H_0 H_1 ... T (H_0 H_1 ...)^T: T has a diagonal and one beside it, and the reflections are
+/// those of `reflect_all` with a shift of 1.
+template <class T>
+struct Tridiagonal {
+  ColumnVector<T> diagonal, beside, t;
+  Matrix<T> tails;
+};
+/// Reduces a symmetric matrix (Golub and Van Loan, Matrix Computations, algorithm 8.3.1); only what is right of the
+/// diagonal is read. Eigen's Tridiagonalization and HouseholderSequence took half the time that a conversion took to
+/// compile.
+template <std::same_as<double> T>
+Tridiagonal<T> tridiagonal(Matrix<T> symmetric) {
+  const Index size = symmetric.rows();
+  Tridiagonal<T> out{ColumnVector<T>(size), ColumnVector<T>(size - 1), ColumnVector<T>(size - 1), {}};
+  std::vector<T> products(static_cast<std::size_t>(size));
+  for (Index k = 0; k + 1 < size; ++k) {
+    T* const v = symmetric.data() + k * size + k + 1;
+    const Index rest = size - k - 1;
+    std::tie(out.t[k], out.beside[k]) = find_reflection(v, rest);
+    v[0] = 1;
+    // (I - t v v^T) A (I - t v v^T) = A - v w^T - w v^T, where w = p - t/2 (p v) v and p = t A v.
+    T* const w = products.data();
+    std::fill_n(w, rest, T{0});
+    const auto row = [&](Index i) { return symmetric.data() + (k + 1 + i) * (size + 1); };
+    for (Index i = 0; i < rest; ++i) {
+      w[i] += dot(row(i), v + i, rest - i);
+      add_scaled(w + i + 1, v[i], row(i) + 1, rest - i - 1);
+    }
+    std::for_each_n(w, rest, [&](T& x) { x *= out.t[k]; });
+    add_scaled(w, -out.t[k] / 2 * dot(w, v, rest), v, rest);
+    for (Index i = 0; i < rest; ++i) {
+      add_scaled(row(i), -v[i], w + i, rest - i);
+      add_scaled(row(i), -w[i], v + i, rest - i);
+    }
   }
+  for (Index i = 0; i < size; ++i) out.diagonal[i] = symmetric(i, i);
+  out.tails = std::move(symmetric);
+  return out;
 }
 
 /// Eigenvalues of a symmetric matrix, rising, and its eigenvectors in columns.
@@ -15634,18 +15735,16 @@ SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
   const Index size = symmetric.rows();
   T scale = 0;  // of elements up to 1 no square overflows
   std::for_each_n(symmetric.data(), symmetric.size(), [&](T x) { scale = std::max(scale, std::abs(x)); });
-  if (scale == 0) scale = 1;
-  Columns<T> vectors(size, size);
-  std::transform(symmetric.data(), symmetric.data() + symmetric.size(), vectors.data(),
-                 [scale](T x) { return x / scale; });
-  const Eigen::Tridiagonalization<Columns<T>> tridiagonal(vectors);
+  if (scale < std::numeric_limits<T>::min()) scale = 1;
+  const Tridiagonal<T> reduced = tridiagonal(scaled(1 / scale, symmetric));
   Eigen::SelfAdjointEigenSolver<Columns<T>> eigen;
-  eigen.computeFromTridiagonal(tridiagonal.diagonal(), tridiagonal.subDiagonal());
+  eigen.computeFromTridiagonal(reduced.diagonal, reduced.beside);
   require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", symmetric.rows(), ", ",
           symmetric.cols(), ") Gram matrix did not converge");
-  vectors = eigen.eigenvectors();
-  reflect(vectors, tridiagonal.packedMatrix(), tridiagonal.householderCoefficients(), 1, false);
-  SymmetricEigen<T> out{{eigen.eigenvalues().data(), eigen.eigenvalues().data() + size}, vectors};
+  Matrix<T> vectors(size, size);
+  std::copy_n(eigen.eigenvectors().data(), vectors.size(), vectors.data());
+  reflect_all(vectors, reduced.tails, reduced.t, 1);
+  SymmetricEigen<T> out{{eigen.eigenvalues().data(), eigen.eigenvalues().data() + size}, transposed(vectors)};
   for (T& value : out.values) value *= scale;
   return out;
 }
@@ -15676,25 +15775,26 @@ std::pair<Matrix<T>, Matrix<T>> square_roots(const Matrix<T>& symmetric) {
 /// Returns as many orthonormal columns, which span at least what these columns span.
 template <std::same_as<double> T>
 Matrix<T> orthonormal(const Matrix<T>& matrix) {
-  Columns<T> vectors = by_columns(transposed(matrix));
-  ColumnVector<T> t(std::min(vectors.rows(), vectors.cols()));
-  std::vector<T> workspace(static_cast<std::size_t>(vectors.cols()));
+  Matrix<T> tails = transposed(matrix);
+  const Index size = tails.cols();
+  ColumnVector<T> t(std::min(tails.rows(), size));
   for (Index k = 0; k < t.size(); ++k) {
-    const Index rows = vectors.rows() - k;
-    T length;
-    vectors.col(k).tail(rows).makeHouseholderInPlace(t[k], length);
-    vectors.bottomRightCorner(rows, vectors.cols() - k - 1)
-        .applyHouseholderOnTheLeft(vectors.col(k).tail(rows - 1), t[k], workspace.data());
+    T* const vector = tails.data() + k * size + k;
+    t[k] = find_reflection(vector, size - k).first;
+    for (Index r = k + 1; r < tails.rows(); ++r) reflect(tails.data() + r * size + k, vector + 1, t[k], size - k);
   }
-  Columns<T> out = Columns<T>::Identity(vectors.rows(), vectors.cols());
-  reflect(out, vectors, t, 0, true);
-  return out;
+  Matrix<T> out = Matrix<T>::Zero(tails.rows(), size);
+  for (Index i = 0; i < t.size(); ++i) out.data()[i * size + i] = 1;
+  reflect_all(out, tails, t, 0);
+  return transposed(out);
 }
 
 /// Returns the square of the length of column i.
 template <std::same_as<double> T>
 T column_energy(const Matrix<T>& matrix, Index i) {
-  return matrix.col(i).squaredNorm();
+  T sum = 0;
+  for (Index r = 0; r < matrix.rows(); ++r) sum += matrix(r, i) * matrix(r, i);
+  return sum;
 }
 /// Appends the lengths of all columns.
 template <std::same_as<double> T>
@@ -15761,7 +15861,7 @@ Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
           " inputs given, equal numbers expected");
   require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
   Matrix<T> out = above(k, v);
-  require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
+  require(all_finite(out), "factorize: the key or value weights hold numbers that are not finite");
   return out;
 }
 
@@ -15848,8 +15948,8 @@ struct JointSvd {
     out.k_up = detail::rows_of(kept, 0, k.rows());
     out.v_up = detail::rows_of(kept, k.rows(), v.rows());
     detail::append_column_lengths(out.singular_values, up);
-    out.discarded = up.rightCols(d_model - rank).squaredNorm();
-    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
+    out.discarded = detail::energy(detail::columns_of(up, rank, d_model - rank));
+    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / detail::energy(stacked));
     return out;
   }
 };
@@ -16027,7 +16127,7 @@ struct ActivationPca {
                     moment = detail::product(detail::product_by_columns(coordinates, input), rows);
     // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
     Matrix<T> little = Matrix<T>::Zero(d_model, d_model);
-    detail::add_product(little, 1e-10 * input.trace() / static_cast<T>(d_model), coordinates, rows);
+    detail::add_product(little, detail::scaled(1e-10 * input.trace() / static_cast<T>(d_model), coordinates), rows);
     const Matrix<T> directions = detail::principal_directions<T>(moment + little),
                     kept = detail::columns_of(directions, 0, rank);
 
@@ -16118,7 +16218,7 @@ template <class T>
 void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
   if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
   const Matrix<double> rows = to_double(x);
-  add_product(sum, 1, transposed(rows), rows);
+  add_product(sum, transposed(rows), rows);
 }
 
 /// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
@@ -16236,7 +16336,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
     if (s.key_input.size() == 0) s.key_input = s.value_input;
     for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
       std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+    require(all_finite(s.key_input) && all_finite(s.key_metric), "calibration: ", name,
             " has inputs or queries that are not finite");
     if (!score_aware) return;
     const Matrix<double> weight =
@@ -16999,7 +17099,7 @@ struct SourceLayer {
 template <class Policy, class T>
 KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
   KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-  require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
+  require(all_finite(out.k) && all_finite(out.v), "convert: keys or values of ", name,
           " have weights that are not finite");
   return out;
 }
@@ -17030,8 +17130,11 @@ struct ConvertedLayer {
 template <std::same_as<double> T>
 T weight_error(const Matrix<T>& turn, const Matrix<T>& merged, const Matrix<T>& expected, const AttentionDims& d) {
   const Index inputs = expected.cols() - 1;
-  const T norm = expected.leftCols(inputs).norm();
-  return norm > 0 ? (HeadMerge::spread(turn, merged, d).leftCols(inputs) - expected.leftCols(inputs)).norm() / norm : 0;
+  const Matrix<T> weights = columns_of(expected, 0, inputs);
+  Matrix<T> off = columns_of(HeadMerge::spread(turn, merged, d), 0, inputs);
+  std::transform(off.data(), off.data() + off.size(), weights.data(), off.data(), std::minus<>());
+  const T norm = std::sqrt(energy(weights));
+  return norm > 0 ? std::sqrt(energy(off)) / norm : 0;
 }
 
 /// Fits keys and values of one layer to those of the source; its other parameters are already copied, and where both
@@ -17269,11 +17372,11 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
     output += layer.output;
   });
   out.model.parameters([](std::string_view name, const Parameter<T>& p) {
-    require(p.host().allFinite(), "convert: ", name,
+    require(all_finite(p.host()), "convert: ", name,
             " would hold values that are not finite: the source's weights are "
             "too large, smaller ones expected");
   });
-  require(source_logits.allFinite(),
+  require(all_finite(source_logits),
           "convert: logits of the source that are not finite given: its weights are too "
           "large to compute with, smaller ones expected");
   constexpr bool is_speech = requires { input.features; };

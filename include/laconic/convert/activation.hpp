@@ -137,7 +137,7 @@ struct ActivationPca {
                     moment = detail::product(detail::product_by_columns(coordinates, input), rows);
     // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
     Matrix<T> little = Matrix<T>::Zero(d_model, d_model);
-    detail::add_product(little, 1e-10 * input.trace() / static_cast<T>(d_model), coordinates, rows);
+    detail::add_product(little, detail::scaled(1e-10 * input.trace() / static_cast<T>(d_model), coordinates), rows);
     const Matrix<T> directions = detail::principal_directions<T>(moment + little),
                     kept = detail::columns_of(directions, 0, rank);
 

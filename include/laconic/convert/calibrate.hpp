@@ -24,7 +24,7 @@ template <class T>
 void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
   if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
   const Matrix<double> rows = to_double(x);
-  add_product(sum, 1, transposed(rows), rows);
+  add_product(sum, transposed(rows), rows);
 }
 
 /// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
@@ -142,7 +142,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
     if (s.key_input.size() == 0) s.key_input = s.value_input;
     for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
       std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+    require(all_finite(s.key_input) && all_finite(s.key_metric), "calibration: ", name,
             " has inputs or queries that are not finite");
     if (!score_aware) return;
     const Matrix<double> weight =

@@ -67,11 +67,11 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
     output += layer.output;
   });
   out.model.parameters([](std::string_view name, const Parameter<T>& p) {
-    require(p.host().allFinite(), "convert: ", name,
+    require(all_finite(p.host()), "convert: ", name,
             " would hold values that are not finite: the source's weights are "
             "too large, smaller ones expected");
   });
-  require(source_logits.allFinite(),
+  require(all_finite(source_logits),
           "convert: logits of the source that are not finite given: its weights are too "
           "large to compute with, smaller ones expected");
   constexpr bool is_speech = requires { input.features; };

@@ -7,6 +7,8 @@
 #include <laconic/convert/report.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <string_view>
 
 namespace laconic {
@@ -36,7 +38,7 @@ struct SourceLayer {
 template <class Policy, class T>
 KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
   KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-  require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
+  require(all_finite(out.k) && all_finite(out.v), "convert: keys or values of ", name,
           " have weights that are not finite");
   return out;
 }
@@ -67,8 +69,11 @@ struct ConvertedLayer {
 template <std::same_as<double> T>
 T weight_error(const Matrix<T>& turn, const Matrix<T>& merged, const Matrix<T>& expected, const AttentionDims& d) {
   const Index inputs = expected.cols() - 1;
-  const T norm = expected.leftCols(inputs).norm();
-  return norm > 0 ? (HeadMerge::spread(turn, merged, d).leftCols(inputs) - expected.leftCols(inputs)).norm() / norm : 0;
+  const Matrix<T> weights = columns_of(expected, 0, inputs);
+  Matrix<T> off = columns_of(HeadMerge::spread(turn, merged, d), 0, inputs);
+  std::transform(off.data(), off.data() + off.size(), weights.data(), off.data(), std::minus<>());
+  const T norm = std::sqrt(energy(weights));
+  return norm > 0 ? std::sqrt(energy(off)) / norm : 0;
 }
 
 /// Fits keys and values of one layer to those of the source; its other parameters are already copied, and where both

@@ -50,7 +50,7 @@ Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
           " inputs given, equal numbers expected");
   require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
   Matrix<T> out = above(k, v);
-  require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
+  require(all_finite(out), "factorize: the key or value weights hold numbers that are not finite");
   return out;
 }
 
@@ -137,8 +137,8 @@ struct JointSvd {
     out.k_up = detail::rows_of(kept, 0, k.rows());
     out.v_up = detail::rows_of(kept, k.rows(), v.rows());
     detail::append_column_lengths(out.singular_values, up);
-    out.discarded = up.rightCols(d_model - rank).squaredNorm();
-    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
+    out.discarded = detail::energy(detail::columns_of(up, rank, d_model - rank));
+    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / detail::energy(stacked));
     return out;
   }
 };

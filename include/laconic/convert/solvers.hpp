@@ -6,11 +6,13 @@
 #include <laconic/core/matrix.hpp>
 
 #include <Eigen/Eigenvalues>
-#include <Eigen/QR>
 
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <limits>
+#include <numeric>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -92,17 +94,33 @@ Matrix<T> scaled_columns(Matrix<T> matrix, const Matrix<T>& factors) {
   return matrix;
 }
 
-/// Adds factor * a * b to `sum`, which must not be a or b.
+/// Says whether all numbers are finite.
+template <class T>
+bool all_finite(const Matrix<T>& matrix) {
+  return std::all_of(matrix.data(), matrix.data() + matrix.size(), [](T x) { return std::isfinite(x); });
+}
+/// Returns the sum of all products of elements of equal positions, in matrices of equal shapes.
 template <std::same_as<double> T>
-void add_product(Matrix<T>& sum, double factor, const Matrix<T>& a, const Matrix<T>& b) {
-  sum.noalias() += (factor * a) * b;
+T inner_product(const Matrix<T>& a, const Matrix<T>& b) {
+  return std::inner_product(a.data(), a.data() + a.size(), b.data(), T{0});
+}
+/// Returns the sum of the squares of all elements.
+template <std::same_as<double> T>
+T energy(const Matrix<T>& matrix) {
+  return inner_product(matrix, matrix);
+}
+
+/// Adds a * b to `sum`, which must not be a or b.
+template <std::same_as<double> T>
+void add_product(Matrix<T>& sum, const Matrix<T>& a, const Matrix<T>& b) {
+  sum.noalias() += a * b;
 }
 /// Returns a * b.
 template <std::same_as<double> T>
 Matrix<T> product(const Matrix<T>& a, const Matrix<T>& b) {
   Matrix<T> out(a.rows(), b.cols());
   out.setZero();
-  add_product(out, 1, a, b);
+  add_product(out, a, b);
   return out;
 }
 /// Returns (a * b)^T as Eigen computes a * b for a matrix stored by columns. The order of its sums is another than that
@@ -129,7 +147,7 @@ Matrix<T> gram_by_columns(const Matrix<T>& matrix) {
 /// Returns a - b * c.
 template <std::same_as<double> T>
 Matrix<T> difference(Matrix<T> a, const Matrix<T>& b, const Matrix<T>& c) {
-  add_product(a, -1, b, c);
+  add_product(a, scaled(T{-1}, b), c);
   return a;
 }
 
@@ -149,23 +167,85 @@ auto by_columns(const Matrix<T>& transpose) {
 /// means white inputs.
 template <std::same_as<double> T>
 T output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
-  if (second_moment.size() == 0) return weight.squaredNorm();
-  const Matrix<T> seen = transposed_product(weight, second_moment);
-  return std::max(by_columns(seen).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
+  if (second_moment.size() == 0) return energy(weight);
+  return std::max(inner_product(product_by_columns(weight, second_moment), weight),
+                  T{0});  // rounding could make it less
 }
 
-/// Multiplies `columns` from the left by reflections H_0 H_1 ..., the last one first. Reflection k is I - t_k v v^T,
-/// whose v is 1 in row k + `shift` and holds, below it, what column k of `vectors` holds there. An identity is given as
-/// `triangular`, so that what stays 0 is skipped. Eigen's HouseholderSequence does this in blocks, but a third of the
-/// time that a conversion took to compile was its own.
+/// Adds factor * x to `sum`, both of `size` elements.
 template <std::same_as<double> T>
-void reflect(Columns<T>& columns, const Columns<T>& vectors, const ColumnVector<T>& t, Index shift, bool triangular) {
-  std::vector<T> workspace(static_cast<std::size_t>(columns.cols()));
-  for (Index k = std::min(t.size(), columns.rows() - shift) - 1; k >= 0; --k) {
-    const Index rows = columns.rows() - k - shift;
-    columns.bottomRightCorner(rows, columns.cols() - (triangular ? k + shift : 0))
-        .applyHouseholderOnTheLeft(vectors.col(k).tail(rows - 1), t[k], workspace.data());
+void add_scaled(T* sum, T factor, const T* x, Index size) {
+  Eigen::Map<ColumnVector<T>>(sum, size) += factor * Eigen::Map<const ColumnVector<T>>(x, size);
+}
+/// Returns the sum of the products of `size` elements.
+template <std::same_as<double> T>
+T dot(const T* a, const T* b, Index size) {
+  return Eigen::Map<const ColumnVector<T>>(a, size).dot(Eigen::Map<const ColumnVector<T>>(b, size));
+}
+
+/// Multiplies a vector of `size` elements by the reflection I - t v v^T, whose v begins with 1 and goes on with `tail`.
+template <std::same_as<double> T>
+void reflect(T* vector, const T* tail, T t, Index size) {
+  const T along = t * (vector[0] + dot(tail, vector + 1, size - 1));
+  vector[0] -= along;
+  add_scaled(vector + 1, -along, tail, size - 1);
+}
+/// Multiplies vectors, which are rows, by reflections, the last one first. Reflection k is I - t_k v v^T, whose v is 1
+/// in element k + `shift` and holds, behind it, what row k of `tails` holds there.
+template <std::same_as<double> T>
+void reflect_all(Matrix<T>& vectors, const Matrix<T>& tails, const ColumnVector<T>& t, Index shift) {
+  const Index size = vectors.cols();
+  for (Index k = t.size() - 1; k >= 0; --k)
+    for (Index r = 0; r < vectors.rows(); ++r)
+      reflect(vectors.data() + r * size + k + shift, tails.data() + k * size + k + shift + 1, t[k], size - k - shift);
+}
+/// Finds the reflection I - t v v^T that leaves a vector of `size` elements only its first one. Overwrites the others
+/// by those of v, which begins with 1. Returns t and what the first element becomes.
+template <std::same_as<double> T>
+std::pair<T, T> find_reflection(T* vector, Index size) {
+  T t, length;
+  Eigen::Map<ColumnVector<T>>(vector, size).makeHouseholderInPlace(t, length);
+  return {t, length};
+}
+
+/// A symmetric matrix as H_0 H_1 ... T (H_0 H_1 ...)^T: T has a diagonal and one beside it, and the reflections are
+/// those of `reflect_all` with a shift of 1.
+template <class T>
+struct Tridiagonal {
+  ColumnVector<T> diagonal, beside, t;
+  Matrix<T> tails;
+};
+/// Reduces a symmetric matrix (Golub and Van Loan, Matrix Computations, algorithm 8.3.1); only what is right of the
+/// diagonal is read. Eigen's Tridiagonalization and HouseholderSequence took half the time that a conversion took to
+/// compile.
+template <std::same_as<double> T>
+Tridiagonal<T> tridiagonal(Matrix<T> symmetric) {
+  const Index size = symmetric.rows();
+  Tridiagonal<T> out{ColumnVector<T>(size), ColumnVector<T>(size - 1), ColumnVector<T>(size - 1), {}};
+  std::vector<T> products(static_cast<std::size_t>(size));
+  for (Index k = 0; k + 1 < size; ++k) {
+    T* const v = symmetric.data() + k * size + k + 1;
+    const Index rest = size - k - 1;
+    std::tie(out.t[k], out.beside[k]) = find_reflection(v, rest);
+    v[0] = 1;
+    // (I - t v v^T) A (I - t v v^T) = A - v w^T - w v^T, where w = p - t/2 (p v) v and p = t A v.
+    T* const w = products.data();
+    std::fill_n(w, rest, T{0});
+    const auto row = [&](Index i) { return symmetric.data() + (k + 1 + i) * (size + 1); };
+    for (Index i = 0; i < rest; ++i) {
+      w[i] += dot(row(i), v + i, rest - i);
+      add_scaled(w + i + 1, v[i], row(i) + 1, rest - i - 1);
+    }
+    std::for_each_n(w, rest, [&](T& x) { x *= out.t[k]; });
+    add_scaled(w, -out.t[k] / 2 * dot(w, v, rest), v, rest);
+    for (Index i = 0; i < rest; ++i) {
+      add_scaled(row(i), -v[i], w + i, rest - i);
+      add_scaled(row(i), -w[i], v + i, rest - i);
+    }
   }
+  for (Index i = 0; i < size; ++i) out.diagonal[i] = symmetric(i, i);
+  out.tails = std::move(symmetric);
+  return out;
 }
 
 /// Eigenvalues of a symmetric matrix, rising, and its eigenvectors in columns.
@@ -179,18 +259,16 @@ SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
   const Index size = symmetric.rows();
   T scale = 0;  // of elements up to 1 no square overflows
   std::for_each_n(symmetric.data(), symmetric.size(), [&](T x) { scale = std::max(scale, std::abs(x)); });
-  if (scale == 0) scale = 1;
-  Columns<T> vectors(size, size);
-  std::transform(symmetric.data(), symmetric.data() + symmetric.size(), vectors.data(),
-                 [scale](T x) { return x / scale; });
-  const Eigen::Tridiagonalization<Columns<T>> tridiagonal(vectors);
+  if (scale < std::numeric_limits<T>::min()) scale = 1;
+  const Tridiagonal<T> reduced = tridiagonal(scaled(1 / scale, symmetric));
   Eigen::SelfAdjointEigenSolver<Columns<T>> eigen;
-  eigen.computeFromTridiagonal(tridiagonal.diagonal(), tridiagonal.subDiagonal());
+  eigen.computeFromTridiagonal(reduced.diagonal, reduced.beside);
   require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", symmetric.rows(), ", ",
           symmetric.cols(), ") Gram matrix did not converge");
-  vectors = eigen.eigenvectors();
-  reflect(vectors, tridiagonal.packedMatrix(), tridiagonal.householderCoefficients(), 1, false);
-  SymmetricEigen<T> out{{eigen.eigenvalues().data(), eigen.eigenvalues().data() + size}, vectors};
+  Matrix<T> vectors(size, size);
+  std::copy_n(eigen.eigenvectors().data(), vectors.size(), vectors.data());
+  reflect_all(vectors, reduced.tails, reduced.t, 1);
+  SymmetricEigen<T> out{{eigen.eigenvalues().data(), eigen.eigenvalues().data() + size}, transposed(vectors)};
   for (T& value : out.values) value *= scale;
   return out;
 }
@@ -221,25 +299,26 @@ std::pair<Matrix<T>, Matrix<T>> square_roots(const Matrix<T>& symmetric) {
 /// Returns as many orthonormal columns, which span at least what these columns span.
 template <std::same_as<double> T>
 Matrix<T> orthonormal(const Matrix<T>& matrix) {
-  Columns<T> vectors = by_columns(transposed(matrix));
-  ColumnVector<T> t(std::min(vectors.rows(), vectors.cols()));
-  std::vector<T> workspace(static_cast<std::size_t>(vectors.cols()));
+  Matrix<T> tails = transposed(matrix);
+  const Index size = tails.cols();
+  ColumnVector<T> t(std::min(tails.rows(), size));
   for (Index k = 0; k < t.size(); ++k) {
-    const Index rows = vectors.rows() - k;
-    T length;
-    vectors.col(k).tail(rows).makeHouseholderInPlace(t[k], length);
-    vectors.bottomRightCorner(rows, vectors.cols() - k - 1)
-        .applyHouseholderOnTheLeft(vectors.col(k).tail(rows - 1), t[k], workspace.data());
+    T* const vector = tails.data() + k * size + k;
+    t[k] = find_reflection(vector, size - k).first;
+    for (Index r = k + 1; r < tails.rows(); ++r) reflect(tails.data() + r * size + k, vector + 1, t[k], size - k);
   }
-  Columns<T> out = Columns<T>::Identity(vectors.rows(), vectors.cols());
-  reflect(out, vectors, t, 0, true);
-  return out;
+  Matrix<T> out = Matrix<T>::Zero(tails.rows(), size);
+  for (Index i = 0; i < t.size(); ++i) out.data()[i * size + i] = 1;
+  reflect_all(out, tails, t, 0);
+  return transposed(out);
 }
 
 /// Returns the square of the length of column i.
 template <std::same_as<double> T>
 T column_energy(const Matrix<T>& matrix, Index i) {
-  return matrix.col(i).squaredNorm();
+  T sum = 0;
+  for (Index r = 0; r < matrix.rows(); ++r) sum += matrix(r, i) * matrix(r, i);
+  return sum;
 }
 /// Appends the lengths of all columns.
 template <std::same_as<double> T>

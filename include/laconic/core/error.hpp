@@ -86,6 +86,12 @@ constexpr void explain(bool fits, Parts...) {
   if (!fits) these_numbers_do_not_fit();
 }
 
+/// Throws `Error` with the parts as its text. It is compiled once for all literals, however long they are.
+template <class... Parts>
+[[noreturn]] void fail(Parts... parts) {
+  throw Error(text(parts...));
+}
+
 }  // namespace detail
 
 /// Throws `Error` with the parts as its text unless `condition` holds. The text is built only when it is needed. In a
@@ -94,7 +100,7 @@ template <class... Parts>
 constexpr void require(bool condition, const Parts&... parts) {
   if (!condition) [[unlikely]] {
     if (std::is_constant_evaluated()) detail::explain(condition, detail::value_of(parts)...);
-    throw Error(text(parts...));
+    detail::fail(detail::value_of(parts)...);
   }
 }
 

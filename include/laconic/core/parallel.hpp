@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -61,6 +62,43 @@ inline bool is_nested() {
   return laconic::detail::InsideRegion::here();
 }
 
+namespace detail {
+
+/// Does what `parallel_for` says of run(body, task, thread), compiled once for all bodies.
+inline void run_tasks(int threads, Index tasks, void (*run)(void* body, Index task, int thread), void* body) {
+  using laconic::detail::ThreadTeam;
+  struct Region {
+    void (*run)(void*, Index, int);
+    void* body;
+    int team;
+    std::array<TaskQueue, ThreadTeam::max_threads> queues;
+  };
+  const int team = static_cast<int>(std::min<Index>(std::min(threads, ThreadTeam::max_threads), tasks));
+  if (team <= 1 || is_nested()) {
+    for (Index task = 0; task < tasks; ++task) run(body, task, 0);
+    return;
+  }
+  Region region{run, body, team, {}};
+  for (int i = 0; i < team; ++i) {
+    const Range stretch = equal_part(tasks, 1, i, team);
+    region.queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
+    region.queues[static_cast<std::size_t>(i)].end = stretch.end;
+  }
+  const auto work = [](void* what, int thread) {
+    Region& its = *static_cast<Region*>(what);
+    for (int i = 0; i < its.team; ++i) {
+      TaskQueue& queue = its.queues[static_cast<std::size_t>((thread + i) % its.team)];
+      while (queue.next.load(std::memory_order_relaxed) < queue.end) {
+        const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
+        if (task < queue.end) its.run(its.body, task, thread);
+      }
+    }
+  };
+  ThreadTeam::of_process().run(team, work, &region);
+}
+
+}  // namespace detail
+
 /// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads, or on
 /// this thread alone within another region. Bodies must write to disjoint places and not throw, so the result cannot
 /// depend on which thread runs which task. Each thread starts on its own contiguous range of tasks and then steals from
@@ -69,28 +107,9 @@ inline bool is_nested() {
 /// allocates (see ThreadTeam).
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
-  constexpr int most = laconic::detail::ThreadTeam::max_threads;
-  const int team = static_cast<int>(std::min<Index>(std::min(threads, most), tasks));
-  if (team <= 1 || is_nested()) {
-    for (Index task = 0; task < tasks; ++task) body(task, 0);
-    return;
-  }
-  std::array<TaskQueue, most> queues;
-  for (int i = 0; i < team; ++i) {
-    const Range stretch = equal_part(tasks, 1, i, team);
-    queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
-    queues[static_cast<std::size_t>(i)].end = stretch.end;
-  }
-  const auto work = [&](int thread) {
-    for (int i = 0; i < team; ++i) {
-      TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % team)];
-      while (queue.next.load(std::memory_order_relaxed) < queue.end) {
-        const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
-        if (task < queue.end) body(task, thread);
-      }
-    }
-  };
-  laconic::detail::ThreadTeam::of_process().run(team, work);
+  using Given = std::remove_reference_t<Body>;
+  const auto run = [](void* what, Index task, int thread) { (*static_cast<Given*>(what))(task, thread); };
+  detail::run_tasks(threads, tasks, run, const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
 /// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each, as `parallel_for` does.

@@ -98,15 +98,14 @@ class ThreadTeam {
         helper.join();
   }
 
-  /// Calls work(thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads, on
-  /// helpers that come while this thread works. Returns when all of them are done. `work` takes tasks until none is
+  /// Calls work(what, thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads,
+  /// on helpers that come while this thread works. Returns when all of them are done. `work` takes tasks until none is
   /// left and must not throw.
-  template <class Work>
-  void run(int threads, Work& work) {
+  void run(int threads, void (*work)(void* what, int thread), void* what) {
     Region* region = stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
-    if (region == nullptr) return work_as(0, work);
-    region->run = [](void* what, int thread) { work_as(thread, *static_cast<Work*>(what)); };
-    region->work = const_cast<void*>(static_cast<const void*>(&work));
+    if (region == nullptr) return work_as(0, work, what);
+    region->work = work;
+    region->what = what;
     region->numbers.store(1, std::memory_order_relaxed);
     region->state.store(is_open | static_cast<std::uint32_t>(threads - 1) << room_shift);
     start_helpers(threads - 1);
@@ -114,7 +113,7 @@ class ThreadTeam {
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
     const auto begin = Clock::now();
-    work_as(0, work);
+    work_as(0, work, what);
 
     // A helper's last task may take about as long as the opener's did.
     std::uint32_t state = region->state.fetch_and(~is_open);
@@ -137,14 +136,13 @@ class ThreadTeam {
   struct alignas(line_bytes) Region {
     std::atomic<std::uint32_t> state{0};
     std::atomic<std::uint64_t> numbers{0};  // a bit for each number of a thread that is in use
-    void (*run)(void*, int) = nullptr;
-    void* work = nullptr;
+    void (*work)(void*, int) = nullptr;
+    void* what = nullptr;
   };
 
-  template <class Work>
-  static void work_as(int thread, Work& work) noexcept {
+  static void work_as(int thread, void (*work)(void*, int), void* what) noexcept {
     const InsideRegion inside;
-    work(thread);
+    work(what, thread);
   }
 
   /// Waits for a condition without giving up the processor: a millisecond, which is longer than the time between the
@@ -223,7 +221,7 @@ class ThreadTeam {
     int number = 1 + helper % static_cast<int>(room);
     while ((region.numbers.fetch_or(std::uint64_t{1} << number, std::memory_order_acq_rel) >> number & 1) != 0)
       number = 1 + number % static_cast<int>(room);
-    region.run(region.work, number);
+    work_as(number, region.work, region.what);
     region.numbers.fetch_and(~(std::uint64_t{1} << number), std::memory_order_acq_rel);
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }

@@ -5,6 +5,7 @@
 #include <laconic/io/tensors.hpp>
 #include <laconic/model/encoder_config.hpp>
 
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -42,6 +43,24 @@ Config checked_in(const std::string& where, const Config& config) {
   }
 }
 
+/// Checks the members that laconic does not compute with: those of training, pre-training and other tasks. A wrong type
+/// there says that the file is damaged, and transformers refuses it.
+inline void check_other_members(const nlohmann::json& config, const std::string& where) {
+  const auto check = [&]<class T>(T otherwise, std::initializer_list<std::string_view> keys) {
+    for (const std::string_view key : keys) hugging_face_member(config, key, where, otherwise);
+  };
+  check(0.0, {"activation_dropout", "attention_dropout", "conformer_conv_dropout", "contrastive_logits_temperature",
+              "diversity_loss_weight", "feat_proj_dropout", "feat_quantizer_dropout", "final_dropout",
+              "initializer_range", "layerdrop", "mask_feature_prob", "mask_time_prob"});
+  check(Index{0},
+        {"adapter_kernel_size", "adapter_stride", "classifier_proj_size", "codevector_dim", "mask_feature_length",
+         "mask_feature_min_masks", "mask_time_length", "mask_time_min_masks", "max_source_positions",
+         "num_adapter_layers", "num_codevector_groups", "num_codevectors_per_group", "num_conv_pos_embedding_groups",
+         "num_conv_pos_embeddings", "num_negatives", "proj_codevector_dim", "xvector_output_dim"});
+  check(false, {"apply_spec_augment", "ctc_zero_infinity", "use_weighted_layer_sum"});
+  check(std::string(), {"ctc_loss_reduction"});
+}
+
 }  // namespace detail
 
 /// Says whether a config.json is one of transformers: an object with a member `model_type`.
@@ -50,8 +69,8 @@ inline bool is_hugging_face_config(const nlohmann::json& config) {
 }
 
 /// Returns the configuration of the encoder that a config.json of `Wav2Vec2ConformerForCTC` describes. Throws `Error`,
-/// naming `where` and the member, for what laconic does not compute: other model types, an adapter, rotary bases other
-/// than 10000, other activations.
+/// naming `where` and the member, for what laconic does not compute (other model types, an adapter, rotary bases other
+/// than 10000, other activations), and for members of another type than transformers takes.
 inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, const std::string& where) {
   const auto number = [&](std::string_view key, Index otherwise) {
     return detail::hugging_face_member<Index>(config, key, where, otherwise);
@@ -63,6 +82,7 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
           ": 'add_adapter' is true: a model with an adapter is not known");
   const auto base = detail::hugging_face_member<double>(config, "rotary_embedding_base", where, 10000);
   require(base == 10000, where, ": 'rotary_embedding_base' is ", base, ", 10000 expected");
+  detail::check_other_members(config, where);
   const Index hidden = number("hidden_size", 768), intermediate = number("intermediate_size", 3072);
   require(intermediate > 0, where, ": 'intermediate_size' is ", intermediate, ", at least 1 expected");
 
