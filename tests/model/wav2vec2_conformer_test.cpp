@@ -207,8 +207,8 @@ TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[w
   refused("num_hidden_layers", -1, "num_layers");
   refused("hidden_size", 1e300, "'hidden_size'");
   refused("layerdrop", "0.1", "'layerdrop' is '0.1', a number expected");
-  refused("mask_time_length", nullptr, "'mask_time_length' is null, an integer expected");
-  refused("ctc_zero_infinity", "no", "'ctc_zero_infinity' is 'no', a boolean expected");
+  refused("mask_time_length", nullptr, "'mask_time_length' is null, an integer from");
+  refused("ctc_zero_infinity", "no", "'ctc_zero_infinity' is 'no', true or false expected");
   refused("ctc_loss_reduction", 1, "'ctc_loss_reduction' is 1, a string expected");
   refused("conv_dim", std::vector<int>(65, 8), "'conv_dim' is an array of 65, an array of at most 64 expected");
 }
