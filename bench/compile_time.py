@@ -6,9 +6,9 @@
 
 First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then what a model adds to
 an inclusion of <laconic/laconic.hpp>, then at -O0 sources that only include this header, the same with conversion, and
-Eigen/Core with xsimd, and the ratios to the last; each is the median of the repetitions, which go in turns. With --build, a folder that `cmake --preset release` has
-configured, every source of the program `laconic` is then compiled once with that folder's flags, without a compiler
-cache, and the slowest are printed.
+Eigen/Core with xsimd, and the ratios to the last; each is the median of the repetitions, which go in turns. With
+--build, a folder that `cmake --preset release` has configured, every source of the program `laconic` is then compiled
+once with that folder's flags, without a compiler cache, and the slowest are printed.
 """
 
 import argparse
