@@ -1,6 +1,7 @@
 // Lesson 11: a GPT that samples. It learns a rhyme character by character with full attention and is converted to
 // latents of half the size. Look at the texts: after some fine-tuning it goes on as before, from half the cache.
 #include <laconic/convert/convert.hpp>
+#include <laconic/decode/generate.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/speech/characters.hpp>
 #include <laconic/train/language_model.hpp>

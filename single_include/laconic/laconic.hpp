@@ -2,8 +2,10 @@
 // Written by scripts/amalgamate from the files below include/laconic: change those, not this.
 #pragma once
 //
-// The core in one include: no conversion, no file formats, no audio, no training loops (those are
-// <laconic/convert/convert.hpp>, <laconic/io/...>, <laconic/speech/...> and <laconic/train/...>).
+// What runs models, in one include: attention, models, streams and the CPU. Not in it: training
+// (<laconic/backend/autodiff.hpp>, <laconic/train/...>), conversion (<laconic/convert/convert.hpp>), decoding
+// (<laconic/decode/...>), published sizes (<laconic/model/published.hpp>), files (<laconic/io/...>) and audio
+// (<laconic/speech/...>).
 
 //
 // Attention in one include: every policy, their combinations by name, the layer that computes them, and what they cost.
@@ -248,9 +250,14 @@ inline void append(std::string& out, char part) { out += part; }
 template <class Number>
 requires std::integral<Number> || std::floating_point<Number>
 void append(std::string& out, Number part) {
-  char digits[32];
-  const auto end = std::to_chars(digits, digits + sizeof digits, part).ptr;
-  out.append(digits, end);
+  if constexpr (std::unsigned_integral<Number>) {
+    out += std::to_string(static_cast<unsigned long long>(part));
+  } else if constexpr (std::integral<Number>) {
+    out += std::to_string(static_cast<long long>(part));
+  } else {
+    char digits[32];
+    out.append(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
+  }
 }
 
 }  // namespace detail
@@ -920,7 +927,6 @@ inline Buffer Arena::allocate(std::size_t bytes) {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <memory>
 #include <span>
 
 namespace laconic {
@@ -931,18 +937,19 @@ inline namespace LACONIC_ABI {
 class Sequences {
  public:
   /// Makes a batch of no sequences.
-  Sequences() : offsets_(none) {}
-  /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates from the heap; copies
-  /// share the memory.
-  explicit Sequences(std::span<const Index> lengths)
-      : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
-      own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
-    }
+  Sequences() = default;
+  /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates; copies share the memory.
+  explicit Sequences(std::span<const Index> lengths) {
+    Arena own;  // the offsets outlive it
+    *this = make(own, static_cast<Index>(lengths.size()), [&](Index n) {
+      const Index length = lengths[static_cast<std::size_t>(n)];
+      require(length >= 0, "sequences: length ", length, " given for sequence ", n, ", at least 0 expected");
+      return length;
+    });
   }
   /// Makes sequences of these lengths, in rows.
-  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
+  Sequences(std::initializer_list<Index> lengths)
+      : Sequences(std::span<const Index>(lengths.begin(), lengths.size())) {}
 
   /// Makes `size` sequences in memory of the arena, sequence n of length(n) rows (a negative length counts as 0).
   /// Allocates nothing once the arena is warm.
@@ -961,19 +968,17 @@ class Sequences {
   }
 
   /// Returns the number of sequences.
-  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  Index size() const { return size_; }
   /// Returns the number of rows of all sequences.
-  Index rows() const { return offsets_.back(); }
+  Index rows() const { return offsets_[size_]; }
   /// Returns the first row of sequence n.
-  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  Index begin(Index n) const { return offsets_[n]; }
   /// Returns one past the last row of sequence n.
-  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  Index end(Index n) const { return offsets_[n + 1]; }
   /// Returns the number of rows of sequence n.
   Index length(Index n) const { return end(n) - begin(n); }
   /// Returns the number of the sequence that has this row.
-  Index sequence_of(Index row) const {
-    return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
-  }
+  Index sequence_of(Index row) const { return std::upper_bound(offsets_ + 1, offsets_ + size_, row) - (offsets_ + 1); }
   /// Returns the length of the longest sequence, 0 without any.
   Index max_length() const {
     Index longest = 0;
@@ -982,22 +987,23 @@ class Sequences {
   }
   /// Returns an address that identifies the memory of the offsets. Copies share that memory and nobody changes it, so a
   /// backend recognises sequences by it and copies them to its device once.
-  const void* identity() const { return offsets_.data(); }
+  const void* identity() const { return offsets_; }
   /// Says whether two batches have sequences of the same lengths.
   friend bool operator==(const Sequences& a, const Sequences& b) {
-    return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
+    return std::equal(a.offsets_, a.offsets_ + a.size_ + 1, b.offsets_, b.offsets_ + b.size_ + 1);
   }
 
  private:
   Sequences(Arena& arena, Index size)
       : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
-        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
+        offsets_(static_cast<const Index*>(buffer_.data())),
+        size_(size) {}
 
   static constexpr Index none[1] = {0};  // offsets of no sequences
 
-  std::shared_ptr<Index[]> own_;
   Buffer buffer_;
-  std::span<const Index> offsets_;
+  const Index* offsets_ = none;
+  Index size_ = 0;
 };
 
 /// Calls `visit(n, range)` for every sequence that has some of the given rows of a batch. The range numbers these rows
@@ -1543,6 +1549,8 @@ MatrixView<T> view(Matrix<T>& matrix) {
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
+
+#include <memory>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -3660,11 +3668,6 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
     if (d.qk_rope_head_dim > 0)
       linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
   }
-  /// Returns the trained parameters.
-  static constexpr Index parameter_count(const AttentionDims& d, Index in) {
-    return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
-  }
-
   /// Returns the queries of all heads.
   template <class Context, class Tensor>
   Queries<Tensor> operator()(Context& context, const Tensor& x) const {
@@ -3680,6 +3683,11 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
   Linear<T> linear_q;       ///< to num_heads * head_dim
   Linear<T> linear_q_rope;  ///< to num_heads * qk_rope_head_dim, or empty
 };
+
+/// Returns the trained parameters of a `QueryExpansion` of `in` channels.
+constexpr Index query_expansion_parameters(const AttentionDims& d, Index in) {
+  return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
+}
 
 /// Says how queries are computed. Everything is constexpr except `Layer<T>`, a Module constructed from (dims, seed),
 /// which has
@@ -3699,9 +3707,7 @@ struct FullQuery {
     require_no_rank(c.q_lora_rank, "q_lora_rank");
   }
   /// Returns the trained parameters.
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return QueryExpansion<float>::parameter_count(d, d.d_model);
-  }
+  static constexpr Index parameter_count(const AttentionDims& d) { return query_expansion_parameters(d, d.d_model); }
   /// Returns the operations a frame.
   static constexpr Index flops(const AttentionDims& d) {
     return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model;
@@ -3729,7 +3735,7 @@ struct LowRankQuery {
   /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
-           QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
+           query_expansion_parameters(d, d.q_lora_rank);
   }
   /// Returns the operations a frame.
   static constexpr Index flops(const AttentionDims& d) {
@@ -4377,11 +4383,6 @@ struct NamedPolicy {
     return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates &&
            !(c.position_embeddings_type == PositionEmbeddings::none && Policy::Position::is_relative);
   }
-  /// Adds the names to a list, unless they are there.
-  static void add_names(std::vector<std::string_view>& to) {
-    for (const std::string_view name : {to_name(Names)...})
-      if (std::find(to.begin(), to.end(), name) == to.end()) to.push_back(name);
-  }
 };
 
 /// Lists named policies, of which `visit` calls back with the first that the configuration names.
@@ -4402,14 +4403,12 @@ struct NamedPolicies {
  private:
   /// Throws Error with the names that go with the positions of the configuration.
   [[noreturn]] static void refuse(const AttentionConfig& config) {
-    std::vector<std::string_view> known;
-    const auto add = [&]<class Named>(std::type_identity<Named>) {
-      if (Named::goes_with(config)) Named::add_names(known);
-    };
-    add(std::type_identity<First>());
-    (add(std::type_identity<Rest>()), ...);
     std::string names;
-    for (const std::string_view name : known) names += text(names.empty() ? "" : ", ", name);
+    AttentionConfig named = config;
+    for (const EnumName<AttentionName>& entry : enum_names(AttentionName{})) {
+      named.attention = entry.value;
+      if ((First::is(named) || ... || Rest::is(named))) names += text(names.empty() ? "" : ", ", entry.name);
+    }
     const bool none = config.position_embeddings_type == PositionEmbeddings::none;
     throw Error(text("attention: ", to_name(config.attention), " with ",
                      none ? "no" : to_name(config.position_embeddings_type), " positions given, one of ", names,
@@ -4635,493 +4634,6 @@ using AnyAttentionLayer = AnyLayer<AnyAttention, T>;
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Trains models: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once,
-/// adds to the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in
-/// terms of a context's primitives, so the same code runs and trains.
-///
-/// This object owns the tape: `clear()` and destruction free every node. Dropout and the statistics of batch norm
-/// follow `training`. Call number n of dropout draws from stream n of the seed.
-template <TrainingContext B>
-class Autodiff {
-  using Value = typename B::Tensor;
-
- public:
-  /// Names the type of the elements.
-  using Scalar = typename B::Scalar;
-
-  /// Holds a value and its place on the tape.
-  class Tensor {
-   public:
-    /// Makes an empty tensor.
-    Tensor() = default;
-    /// Holds a value of the backend that node n computed, or a constant if n is -1.
-    Tensor(Value v, Index n) : value(std::move(v)), node(n) {}
-    /// Returns the number of rows.
-    Index rows() const { return value.rows(); }
-    /// Returns the number of columns.
-    Index cols() const { return value.cols(); }
-    /// Returns whether there is no value.
-    bool empty() const { return value.empty(); }
-    /// Returns the value as a matrix that cannot be changed, if the backend's tensors are on the host.
-    auto view() const { return value.view(); }
-    Value value;      ///< the value, a tensor of the backend
-    Index node = -1;  ///< the number of the node that computed it; -1: a constant, which has no derivative
-  };
-
-  /// Makes an empty tape over a backend, which must outlive it. `train` says whether primitives compute their training
-  /// form.
-  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true)
-      : training(train), backend_(backend), seed_(seed) {}
-  Autodiff(const Autodiff&) = delete;
-  Autodiff& operator=(const Autodiff&) = delete;
-
-  /// Says whether primitives compute their training form: dropout, and the batch's statistics in batch norm.
-  const bool training;
-  /// Says whether encoders keep only the input of each block and recompute the block in the backward pass (see
-  /// `recompute`). It needs up to a third more time, and the memory of one block's intermediate values instead of all.
-  bool recompute_blocks = false;
-  /// Returns the backend.
-  B& backend() { return backend_; }
-  /// Returns the backend's host memory.
-  Arena& arena() { return backend_.arena(); }
-  /// Returns the number of threads of the backend.
-  int threads() const { return backend_.threads(); }
-  /// Says whether the backend computes with parameters on the host.
-  static constexpr bool computes_on_host = B::computes_on_host;
-
-  // -- parameters ---------------------------------------------------------------------------------------------------
-  /// Prepares a model to be trained. Throws `Error` for a `storage` that rounds its parameters.
-  template <class Model>
-  void prepare(Model& model, Storage storage = Storage::full) {
-    require(storage == Storage::full, "prepare: ", to_name(storage), " given, weights in full expected to train");
-    backend_.prepare_training(model);
-  }
-  /// Moves the parameters of a model back to the host.
-  template <class Model>
-  void fetch(Model& model) {
-    backend_.fetch(model);
-  }
-
-  // -- values -------------------------------------------------------------------------------------------------------
-  /// Returns a borrowed matrix as a constant. The matrix must outlive everything that is computed from it.
-  Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
-  /// Returns a copy of a temporary matrix as a constant.
-  Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
-  /// Returns a tensor unchanged.
-  Tensor input(Tensor x) { return x; }
-  /// Returns a value of the backend as a constant, which has no derivative.
-  Tensor constant(Value x) { return {std::move(x), -1}; }
-  /// Returns a constant (rows, cols) whose elements all have this value.
-  Tensor fill(Index rows, Index cols, double value) { return {backend_.fill(rows, cols, value), -1}; }
-  /// Returns the sinusoids of positions (rows, width) as a constant.
-  Tensor sinusoids(const RowPositions& positions, Index width) { return {backend_.sinusoids(positions, width), -1}; }
-  /// Returns the table of `rotate` (rows, width) as a constant.
-  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs,
-                      const RotaryRates& rates = {}) {
-    return {backend_.rotary_table(positions, width, rate_width, pairs, rates), -1};
-  }
-  /// Returns the values as a matrix of the host. Allocates.
-  Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
-  /// Writes the values, row by row, to memory of the host.
-  void read(const Tensor& x, std::span<Scalar> values) { backend_.read(x.value, values); }
-  /// Returns the value of a (1, 1) tensor.
-  double number(const Tensor& x) { return backend_.number(x.value); }
-  /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
-  void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value, columns); }
-  /// Returns a borrowed matrix as a variable, whose derivative `gradient` returns after `backward`.
-  Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
-  /// Returns a copy of a temporary matrix as a variable, whose derivative `gradient` returns after `backward`.
-  Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
-  /// Returns the derivative by a variable, which is empty if the loss does not depend on it. Throws `Error` for a
-  /// constant and for an intermediate value, whose derivative is not kept.
-  const Value& gradient(const Tensor& variable) const {
-    require(variable.node >= 0, "gradient: of a constant; of a variable expected");
-    const Node& node = nodes_[place(variable)];
-    require(node.leaf, "gradient: of an intermediate value, which is not kept; of a variable expected");
-    return node.gradient;
-  }
-
-  /// Computes the derivatives of weight * loss (1, 1) and adds them to the gradients of all trainable parameters and
-  /// variables that the loss depends on. The recorded nodes can be used once only.
-  void backward(const Tensor& loss, double weight = 1) {
-    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
-            "), expected (1, 1)");
-    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    unused(loss).gradient = backend_.fill(1, 1, weight);
-    walk_back(0);
-  }
-  /// Clears the tape. Earlier values stay valid, but what is computed from them later has no derivative by anything
-  /// before.
-  void clear() {
-    cleared_ += static_cast<Index>(nodes_.size());
-    nodes_.clear();
-  }
-
-  /// Returns f(x), for which the tape keeps only x: the backward pass recomputes the intermediate values (Chen et al.
-  /// 2016). Values, derivatives and statistics are bit for bit those of f(x) if f is deterministic. f takes and returns
-  /// a Tensor, and must own everything that it uses.
-  template <class F>
-  Tensor recompute(const Tensor& x, F f) {
-    const std::size_t begin = nodes_.size();
-    const std::uint64_t first_call = calls_;
-    Tensor y = f(x);
-    const bool recorded = needs(y) && place(y) >= begin;
-    nodes_.resize(begin);
-    if (!recorded) return y;
-    return op(std::move(y.value), true, [this, x, first_call, f = std::move(f)](Value dy) {
-      const std::size_t at = nodes_.size();
-      const bool wanted = needs(x);
-      const Tensor start = wanted ? record(x.value, nullptr) : x;
-      // The gradient that x has already comes first, so that sums have the same order as without recomputation.
-      if (wanted) nodes_[at].gradient = std::move(unused(x).gradient);
-      give(again(f, start, first_call), std::move(dy));
-      walk_back(at);
-      if (wanted) unused(x).gradient = std::move(nodes_[at].gradient);
-      nodes_.resize(at);
-    });
-  }
-
-  // -- primitives, as documented at Context -------------------------------------------------------------------------
-  /// Names the type of a parameter.
-  using P = Parameter<Scalar>;
-
-  /// Returns x W^T + b, then the activation if one is given, and records its derivative.
-  Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
-    if (kind) return activation(*kind, linear(x, weight, bias));
-    return op(backend_.linear(x.value, weight, bias), needs(x) || trains(weight) || trains(bias),
-              [this, x, &weight, bias](const Value& dy) {
-                give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
-              });
-  }
-  /// Returns ReLU, SiLU or GELU of each element, and records its derivative.
-  Tensor activation(Activation kind, const Tensor& x) {
-    return op(backend_.activation(kind, x.value), needs(x),
-              [this, kind, x](Value dy) { give(x, backend_.activation_backward(kind, std::move(dy), x.value)); });
-  }
-  /// Returns a * sigmoid(b) of x = [a, b], and records its derivative.
-  Tensor glu(const Tensor& x) {
-    return op(backend_.glu(x.value), needs(x),
-              [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
-  }
-  /// Returns the layer norm of each row, and records its derivative.
-  Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
-    Value moments;
-    Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
-              [this, x, &weight, &bias, moments](const Value& dy) {
-                give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
-              });
-  }
-  /// Returns the root-mean-square norm of each row, and records its derivative.
-  Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
-    Value inverses;
-    Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
-    return op(std::move(y), needs(x) || trains(weight), [this, x, &weight, inverses](const Value& dy) {
-      give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
-    });
-  }
-  /// Returns the batch norm of each channel, and records its derivative. In training it uses the statistics of the
-  /// batch and accumulates the update of the running statistics, unless these are frozen.
-  Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
-    Value moments;
-    const bool of_batch = training && p.running_mean.trainable;  // frozen running statistics are used instead
-    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || trains(p.weight) || trains(p.bias), [this, x, p, moments](const Value& dy) {
-      give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
-    });
-  }
-  /// Returns the norm of each channel over each sequence, and records its derivative.
-  Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
-    Value moments;
-    Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
-    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
-              [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
-                give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
-              });
-  }
-  /// Returns a convolution over time, and records its derivative.
-  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
-                const Sequences& to) {
-    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || trains(weight) || trains(bias),
-              [this, x, &weight, bias, shape, from, to](const Value& dy) {
-                give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
-              });
-  }
-  /// Returns a 3 x 3 convolution over (time, frequency), then the activation if one is given, and records its
-  /// derivative.
-  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
-                const Sequences& to, std::optional<Activation> kind = {}) {
-    // The result of ReLU shows where its derivative is 0, so its input need not be kept.
-    const bool relu = kind == Activation::relu;
-    if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
-    Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
-    return op(y, needs(x) || trains(weight) || trains(bias),
-              [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
-                if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
-                give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
-              });
-  }
-  /// Returns a depthwise convolution over time, and records its derivative.
-  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
-                        const DepthwiseShape& shape) {
-    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
-              needs(x) || trains(weight) || trains(bias), [this, x, &weight, bias, sequences, shape](const Value& dy) {
-                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
-              });
-  }
-  /// Returns softmax attention, and records its derivative. `dropout` is the dropout probability of the attention
-  /// weights in training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                const Sequences& q_sequences, const Sequences& kv_sequences,
-                const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
-    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
-                                           relative.query.value, relative.packed};
-    const DropoutMask mask = next_mask(dropout);
-    Value logsumexp;
-    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, logsumexp);
-    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
-                        trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
-    return op(std::move(y), needed,
-              [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
-                auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term,
-                                                  mask, logsumexp);
-                give(q, std::move(d.dq));
-                give(k, std::move(d.dk));
-                give(v, std::move(d.dv));
-                if (!table.empty()) give(table, std::move(d.dtable));
-                if (!term.query.empty()) give(query, std::move(d.dposition_q));
-              });
-  }
-  /// Returns linear attention, and records its derivative.
-  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                       const Sequences& sequences) {
-    return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
-              [=, this](const Value& dy) {
-                auto d = backend_.linear_attend_backward(dy, q.value, k.value, v.value, shape, sequences);
-                give(q, std::move(d.dq));
-                give(k, std::move(d.dk));
-                give(v, std::move(d.dv));
-              });
-  }
-  /// Returns the product of every head with its matrix, and records its derivative.
-  Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
-    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || trains(weight) || trains(bias),
-              [this, x, &weight, bias, shape](const Value& dy) {
-                give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
-              });
-  }
-  /// Returns row ids[r] of a weight in row r, and records its derivative.
-  Tensor embed(std::span<const int> ids, const P& weight) {
-    return op(backend_.embed(ids, weight), trains(weight),
-              [this, kept = std::vector<int>(ids.begin(), ids.end()), &weight](const Value& dy) {
-                backend_.embed_backward(dy, kept, weight);
-              });
-  }
-  /// Returns x rotated by a table of angles, and records its derivative by x.
-  Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
-    return op(backend_.rotate(x.value, table.value, pairs), needs(x),
-              [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
-                give(xn, backend_.rotate(dy, table.value, pairs, -1));
-              });
-  }
-  /// Returns [a_h, b_h] for every head h, and records its derivative.
-  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
-    return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
-              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(),
-               num_heads, b_heads](const Value& dy) {
-                auto d = backend_.concat_backward(dy, ac, bc, num_heads, b_heads);
-                give(an, std::move(d.da));
-                give(bn, std::move(d.db));
-              });
-  }
-  /// Returns x with elements dropped in training, and records its derivative.
-  Tensor dropout(Tensor x, double probability) {
-    const DropoutMask mask = next_mask(probability);
-    if (!mask.any()) return x;
-    const Tensor xn(Value(), x.node);
-    return op(backend_.dropout_train(std::move(x.value), mask), needs(xn),
-              [this, xn, mask](Value dy) { give(xn, backend_.dropout_train(std::move(dy), mask)); });
-  }
-  /// Returns x + scale * y, and records its derivative.
-  Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
-    return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
-              [this, xn = Tensor(Value(), x.node), yn = Tensor(Value(), y.node), scale](const Value& dz) {
-                give(xn, dz);
-                if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
-              });
-  }
-  /// Returns x with a parameter added to every row, and records its derivative.
-  Tensor add_row(const Tensor& x, const P& row) {
-    return op(backend_.add_row(x.value, row), needs(x) || trains(row),
-              [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
-                backend_.add_row_backward(dy, row);
-                give(xn, dy);
-              });
-  }
-  /// Returns the elementwise product of x and y, and records its derivative.
-  Tensor multiply(const Tensor& x, const Tensor& y) {
-    return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
-      if (needs(x)) give(x, backend_.multiply(dz, y.value));
-      if (needs(y)) give(y, backend_.multiply(dz, x.value));
-    });
-  }
-  /// Returns the columns first .. first + count - 1 of x, and records its derivative.
-  Tensor columns(const Tensor& x, Index first, Index count) {
-    return op(backend_.columns(x.value, first, count), needs(x),
-              [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
-                give(xn, backend_.columns_backward(dy, first, cols));
-              });
-  }
-  /// Returns sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, and records its derivative.
-  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate),
-              [=, this](const Value& dout) {
-                auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
-                give(x, std::move(d.dx));
-                give(y, std::move(d.dy));
-                give(gate, std::move(d.dgate));
-              });
-  }
-  /// Returns factor * x, and records its derivative.
-  Tensor scale(const Tensor& x, double factor) {
-    return op(backend_.scale(x.value, factor), needs(x), [this, xn = Tensor(Value(), x.node), factor](Value dy) {
-      give(xn, backend_.scale(std::move(dy), factor));
-    });
-  }
-  /// Returns the log softmax of each row, and records its derivative.
-  Tensor log_softmax(const Tensor& x) {
-    Value y = backend_.log_softmax(x.value);
-    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) {
-      give(xn, backend_.log_softmax_backward(dy, y));
-    });
-  }
-  /// Returns the CTC losses (sequences, 1), and records their derivative.
-  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
-    Value derivative;
-    Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
-    return op(std::move(losses), needs(logits),
-              [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
-                give(xn, backend_.ctc_backward(dy, sequences, derivative));
-              });
-  }
-  /// Returns the cross entropies (rows, 1), and records their derivative.
-  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape) {
-    Value log_probs;
-    Value losses = backend_.cross_entropy(logits.value, targets, shape, &log_probs);
-    return op(
-        std::move(losses), needs(logits),
-        [this, xn = Tensor(Value(), logits.node), log_probs, kept = std::vector<int>(targets.begin(), targets.end()),
-         shape](const Value& dy) { give(xn, backend_.cross_entropy_backward(dy, log_probs, kept, shape)); });
-  }
-  /// Returns the mean of all elements with infinite ones as 0, and records its derivative.
-  Tensor mean_finite(const Tensor& x) {
-    return op(backend_.mean_finite(x.value), needs(x),
-              [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
-  }
-
- private:
-  /// Computes the derivatives by a primitive's arguments from the derivative by its result.
-  struct Step {
-    virtual ~Step() = default;
-    virtual void backward(Value gradient) = 0;
-  };
-  /// Holds a callable as a step.
-  template <class F>
-  struct StepOf final : Step {
-    explicit StepOf(F f) : function(std::move(f)) {}
-    void backward(Value gradient) override { function(std::move(gradient)); }
-    F function;
-  };
-  /// Holds a step and the gradient of its result.
-  struct Node {
-    std::unique_ptr<Step> step;  // null for a leaf, and after it was used
-    Value gradient;              // kept for a leaf only
-    bool leaf;
-  };
-
-  /// Returns whether a parameter gets a gradient. Throws `Error` if it is trainable but was prepared to run.
-  static bool trains(const P& p) {
-    require(!p.trainable || p.can_train(),
-            "autodiff: a weight prepared to run given, one on the host or prepared for training expected");
-    return p.trainable;
-  }
-  static bool trains(const P* p) { return p != nullptr && trains(*p); }
-  /// Returns whether a derivative by x is needed, which is false for constants and for values from before `clear`.
-  bool needs(const Tensor& x) const { return x.node >= cleared_; }
-  std::size_t place(const Tensor& x) const {
-    require(x.node >= cleared_ && x.node < cleared_ + static_cast<Index>(nodes_.size()),
-            "autodiff: a value of another tape, or from before clear()");
-    return static_cast<std::size_t>(x.node - cleared_);
-  }
-  Node& unused(const Tensor& x) {
-    Node& node = nodes_[place(x)];
-    require(node.leaf || node.step != nullptr,
-            "backward: this value was used up by an earlier backward(); compute it again");
-    return node;
-  }
-
-  /// Returns f(x) computed as before: with the same dropout, and without a second update of statistics.
-  template <class F>
-  Tensor again(F& f, const Tensor& x, std::uint64_t first_call) {
-    struct Restore {
-      Autodiff& tape;
-      std::uint64_t calls;
-      bool again;
-      ~Restore() {
-        tape.calls_ = calls;
-        tape.again_ = again;
-      }
-    };
-    const Restore restore{*this, std::exchange(calls_, first_call), std::exchange(again_, true)};
-    return f(x);
-  }
-
-  /// Runs the steps from the end of the tape back to node `begin`, each of which is used up.
-  void walk_back(std::size_t begin) {
-    for (std::size_t i = nodes_.size(); i-- > begin;) {
-      if (nodes_[i].step == nullptr) continue;
-      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
-      Value gradient = std::move(nodes_[i].gradient);
-      nodes_[i].gradient = Value();
-      if (!gradient.empty()) step->backward(std::move(gradient));
-    }
-  }
-
-  Tensor record(Value value, std::unique_ptr<Step> step) {
-    const bool leaf = step == nullptr;
-    nodes_.push_back({std::move(step), Value(), leaf});
-    return {std::move(value), cleared_ + static_cast<Index>(nodes_.size()) - 1};
-  }
-  /// Returns a result. Its derivative is recorded only if one of its arguments needs one.
-  template <class F>
-  Tensor op(Value value, bool needed, F&& backward) {
-    if (!needed) return {std::move(value), -1};
-    return record(std::move(value), std::make_unique<StepOf<std::remove_cvref_t<F>>>(std::forward<F>(backward)));
-  }
-  /// Adds to the gradient of x.
-  void give(const Tensor& x, Value gradient) {
-    if (!needs(x)) return;
-    Value& sum = unused(x).gradient;
-    sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
-  }
-  DropoutMask next_mask(double probability) {
-    return DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
-  }
-
-  B& backend_;
-  Seed seed_;
-  std::uint64_t calls_ = 0;
-  std::vector<Node> nodes_;
-  bool again_ = false;  // whether `recompute` is recomputing
-  Index cleared_ = 0;   // nodes that `clear` has dropped; their numbers are not reused
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
 // The checks of arguments of attention primitives, which all backends share. Each throws `Error` for what does not fit.
 
 namespace laconic {
@@ -5301,12 +4813,10 @@ void concat(const Tensor& a, const Tensor& b, Index num_heads, Index b_heads) {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <chrono>
-#include <thread>
-
-#if __has_include(<unistd.h>)
+// Threads and clock of POSIX: <thread> and <chrono> were a tenth of what <laconic/laconic.hpp> costs to compile.
+#include <pthread.h>
+#include <time.h>
 #include <unistd.h>
-#endif
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -5321,13 +4831,14 @@ inline void pause() {
 #endif
 }
 
-/// Returns the number of this process, which a child gets anew by fork, or 0 where there are none.
-inline long process_number() {
-#if __has_include(<unistd.h>)
-  return static_cast<long>(::getpid());
-#else
-  return 0;
-#endif
+/// Returns the number of the machine's processors.
+inline int processors() { return static_cast<int>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN))); }
+
+/// Returns nanoseconds by a clock that is never set back.
+inline std::int64_t nanoseconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
 /// Makes this thread run regions alone while it lives, as within the tasks of another region.
@@ -5374,19 +4885,18 @@ class ThreadTeam {
   ThreadTeam& operator=(const ThreadTeam&) = delete;
   /// Stops the helpers. Regions that are opened later run on their openers alone.
   ~ThreadTeam() {
-    if (process_ != process_number()) {  // the helpers are those of the parent of a fork
-      for (std::thread& helper : threads_) ::new (static_cast<void*>(&helper)) std::thread;
-      return;
-    }
+    if (process_ != ::getpid()) return;  // the helpers are those of the parent of a fork
     stopping_ = true;
     ++opened_;
     opened_.notify_all();
     lock();  // for good: no helper is started any more
-    for (std::thread& helper : threads_)
-      if (helper.get_id() == std::this_thread::get_id())
-        helper.detach();  // a task ends the process
-      else if (helper.joinable())
-        helper.join();
+    for (int i = 0; i < helpers_; ++i) {
+      const pthread_t thread = started_[static_cast<std::size_t>(i)].thread;
+      if (::pthread_equal(thread, ::pthread_self()) != 0)
+        ::pthread_detach(thread);  // a task ends the process
+      else
+        ::pthread_join(thread, nullptr);
+    }
   }
 
   /// Calls work(what, thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads,
@@ -5403,13 +4913,13 @@ class ThreadTeam {
     ++opened_;
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
-    const auto begin = Clock::now();
+    const std::int64_t begin = nanoseconds();
     work_as(0, work, what);
 
     // A helper's last task may take about as long as the opener's did.
     std::uint32_t state = region->state.fetch_and(~is_open);
     const auto is_done = [&] { return ((state = region->state.load()) & count_mask) == 0; };
-    if ((state & count_mask) != 0 && !spin(is_done, Clock::now() - begin)) {
+    if ((state & count_mask) != 0 && !spin(is_done, nanoseconds() - begin)) {
       region->state.fetch_or(is_waited_for);
       while (!is_done()) region->state.wait(state);
     }
@@ -5418,7 +4928,6 @@ class ThreadTeam {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
   // The state of a region is 0 where nobody uses it, and otherwise holds the number of helpers that are in it, in the
   // lowest bits, the number that may be, in the highest, and these marks.
   static constexpr std::uint32_t count_mask = 0xff, is_taken = 1u << 8, is_open = 1u << 9, is_waited_for = 1u << 10;
@@ -5431,6 +4940,12 @@ class ThreadTeam {
     void* what = nullptr;
   };
 
+  struct Helper {
+    ThreadTeam* team;
+    int number;
+    pthread_t thread;
+  };
+
   static void work_as(int thread, void (*work)(void*, int), void* what) noexcept {
     const InsideRegion inside;
     work(what, thread);
@@ -5440,19 +4955,19 @@ class ThreadTeam {
   /// kernels of a pass, or 50 microseconds where the machine has other work, and `least`. That it has shows in a thread
   /// that was put aside while it waited, and counts for a second. Returns whether the condition holds.
   template <class Condition>
-  bool spin(Condition&& holds, Clock::duration least = {}) {
-    using namespace std::chrono_literals;
+  bool spin(Condition&& holds, std::int64_t least = 0) {
+    constexpr std::int64_t us = 1000, second = 1'000'000 * us;
     if (helpers_.load(std::memory_order_relaxed) >= processors_) return holds();  // some would spin in others' way
-    auto now = Clock::now();
-    const bool busy = now.time_since_epoch() < busy_until_.load(std::memory_order_relaxed);
-    const auto end = now + std::max<Clock::duration>(busy ? 50us : 1000us, least);
+    std::int64_t now = nanoseconds();
+    const bool busy = now < busy_until_.load(std::memory_order_relaxed);
+    const std::int64_t end = now + std::max((busy ? 50 : 1000) * us, least);
     while (now < end) {
       for (int i = 0; i < 16; ++i) {
         if (holds()) return true;
         pause();
       }
-      const auto before = std::exchange(now, Clock::now());
-      if (now - before > 100us) busy_until_.store(now.time_since_epoch() + 1s, std::memory_order_relaxed);
+      const std::int64_t before = std::exchange(now, nanoseconds());
+      if (now - before > 100 * us) busy_until_.store(now + second, std::memory_order_relaxed);
     }
     return false;
   }
@@ -5479,13 +4994,21 @@ class ThreadTeam {
   void start_helpers(int region_wants) {
     const int wanted = std::min({wanted_ += region_wants, std::max(processors_ - 1, region_wants), max_threads - 1});
     if (helpers_ >= wanted || refused_ || locked_.test_and_set(std::memory_order_acquire)) return;
-    try {
-      for (; helpers_ < wanted && process_ == process_number(); ++helpers_)
-        threads_[static_cast<std::size_t>(helpers_)] = std::thread([this, helper = helpers_.load()] { help(helper); });
-    } catch (...) {
-      refused_ = true;  // no threads or no memory: regions do with the threads that are there
+    for (; helpers_ < wanted && process_ == ::getpid(); ++helpers_) {
+      Helper& helper = started_[static_cast<std::size_t>(helpers_)];
+      helper.team = this;
+      helper.number = helpers_;
+      if (::pthread_create(&helper.thread, nullptr, help_as, &helper) != 0) {
+        refused_ = true;  // no threads or no memory: regions do with the threads that are there
+        break;
+      }
     }
     unlock();
+  }
+
+  static void* help_as(void* helper) {
+    static_cast<Helper*>(helper)->team->help(static_cast<Helper*>(helper)->number);
+    return nullptr;
   }
 
   /// Is what a helper does: waits for regions and works in them, until the process ends.
@@ -5517,17 +5040,17 @@ class ThreadTeam {
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }
 
-  const int processors_ = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int processors_ = processors();
   std::array<Region, 16> regions_{};
   alignas(line_bytes) std::atomic<std::uint32_t> opened_{0};  // regions so far; helpers wait for it to change
   alignas(line_bytes) std::atomic<int> sleeping_{0};          // helpers that must be woken
   std::atomic<int> wanted_{0};                                // helpers for all regions that are open
   std::atomic<int> helpers_{0};                               // those that were started
   std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
-  std::atomic<Clock::duration> busy_until_{};                 // since the clock's epoch
+  std::atomic<std::int64_t> busy_until_{0};                   // by `nanoseconds`
   std::atomic_flag locked_{};                                 // guards the start of helpers
-  const long process_ = process_number();                     // whose helpers they are
-  std::array<std::thread, max_threads - 1> threads_{};
+  const pid_t process_ = ::getpid();                          // whose helpers they are
+  std::array<Helper, max_threads - 1> started_{};
 };
 
 }  // namespace detail
@@ -5549,7 +5072,7 @@ inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
 #else
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return laconic::detail::processors();
 #endif
 }
 
@@ -5667,7 +5190,7 @@ class Blocks {
 /// have run, throws the failure of the lowest index again. Allocates.
 template <class Body>
 void parallel_or_throw(int threads, Index tasks, Body&& body) {
-  std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));
+  const auto failures = std::make_unique<std::exception_ptr[]>(static_cast<std::size_t>(tasks));
   parallel_for(threads, tasks, [&](Index i, int thread) {
     try {
       if constexpr (std::is_invocable_v<Body&, std::size_t, std::size_t>)
@@ -5678,8 +5201,8 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
       failures[static_cast<std::size_t>(i)] = std::current_exception();
     }
   });
-  for (const auto& failure : failures)
-    if (failure) std::rethrow_exception(failure);
+  for (Index i = 0; i < tasks; ++i)
+    if (const auto& failure = failures[static_cast<std::size_t>(i)]) std::rethrow_exception(failure);
 }
 
 }  // namespace kernels
@@ -8028,8 +7551,6 @@ LACONIC_COMPILE(fetch_weight);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <map>
-
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -8042,24 +7563,29 @@ class KeptTensors {
   /// enough.
   template <class Make>
   Tensor get(const std::shared_ptr<const ResidentWeight>& weight, Index size, Make&& make) {
-    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
-    // are dropped first.
-    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.expired(); });
-    auto& kept = kept_[weight];
-    if (kept.size < size) {
-      const Index larger = std::max(size, kept.size + kept.size / 4);
-      kept = {larger, make(larger)};
+    const auto entry = std::find_if(kept_.begin(), kept_.end(), [&](const Kept& one) {
+      return !one.weight.owner_before(weight) && !weight.owner_before(one.weight);
+    });
+    if (entry != kept_.end() && entry->size >= size) return entry->value;
+    if (entry == kept_.end()) {
+      std::erase_if(kept_, [](const Kept& one) { return one.weight.expired(); });
+      kept_.push_back({weight, size, make(size)});
+      return kept_.back().value;
     }
-    return kept.value;
+    // Growth by a quarter keeps small increases from calling make each time.
+    const Index larger = std::max(size, entry->size + entry->size / 4);
+    entry->value = make(larger);
+    entry->size = larger;
+    return entry->value;
   }
 
  private:
   struct Kept {
-    Index size = -1;
-    Tensor value{};
+    std::weak_ptr<const ResidentWeight> weight;
+    Index size;
+    Tensor value;
   };
-  using Weight = std::weak_ptr<const ResidentWeight>;
-  std::map<Weight, Kept, std::owner_less<Weight>> kept_{};
+  std::vector<Kept> kept_{};
 };
 
 }  // namespace LACONIC_ABI
@@ -11491,840 +11017,6 @@ constexpr void sweep(F&& f) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Requires what greedy decoding, sampling and beam search need: the logits that follow the tokens of a slot.
-///   append(tokens, slots)   appends the tokens of sequence n to slots[n] and returns the logits (slots, vocab_size) of
-///                           the token after the last of each
-///   begin(slot, n)          empties a slot for sequence n of a caller's list
-///   fork(from, to)          makes slot `to` hold what slot `from` holds
-///   slots(), vocab_size(), room(slot)   the number of slots, of tokens, and of tokens that a slot can still take
-///   context()               the context of the logits
-template <class D>
-concept TokenPredictor = requires(D& d, const D& constant, const TokenRows& tokens, std::span<const Index> slots,
-                                  Index slot) {
-  { d.append(tokens, slots) } -> std::convertible_to<typename D::Tensor>;
-  d.begin(slot, slot);
-  d.fork(slot, slot);
-  { constant.slots() } -> std::convertible_to<Index>;
-  { constant.vocab_size() } -> std::convertible_to<Index>;
-  { constant.room(slot) } -> std::convertible_to<Index>;
-  d.context();
-};
-
-/// Holds the sizes of a TokenDecoder.
-struct TokenDecoderConfig {
-  Index slots = 1;                  ///< sequences at a time
-  Index max_tokens = 0;             ///< tokens of a sequence; 0: the model's max_positions
-  Storage storage = Storage::full;  ///< how keys, values and latents are stored
-};
-
-/// Runs a language model token by token: each slot holds the keys and values, or the latents, of one sequence, so that
-/// a token costs one pass over one row.
-///
-///     TokenDecoder decoder(cpu, model, {.slots = 2});
-///     auto logits = decoder.append({prompt, Sequences{5}}, std::array{Index{0}});   // (1, vocab_size)
-///
-/// Construction allocates. A warm `append` takes memory from the context's pool only. The logits are those of a pass
-/// over the whole sequence; with attention over latents, up to rounding. Latents are expanded for a long prompt and not
-/// for single tokens, whichever costs each sequence less, whatever the others do.
-template <class Model, StreamingContext Context_ = Cpu<typename Model::Scalar>>
-class TokenDecoder {
- public:
-  using Context = Context_;                 ///< the context that computes
-  using Tensor = typename Context::Tensor;  ///< the type of logits
-
-  /// Makes empty slots for a model. Context and model must outlive this. Allocates. Throws Error for sizes out of
-  /// range.
-  TokenDecoder(Context& context, const Model& model, const TokenDecoderConfig& config = {})
-      : context_(context),
-        model_(model),
-        max_tokens_(checked(model, config)),
-        state_(context, model, StateShape{config.slots, max_tokens_, std::nullopt, config.storage}),
-        counts_(static_cast<std::size_t>(config.slots)) {
-    firsts_.reserve(counts_.size());
-  }
-
-  /// Returns the context that computes.
-  Context& context() { return context_; }
-  /// Returns the number of slots.
-  Index slots() const { return static_cast<Index>(counts_.size()); }
-  /// Returns the number of tokens that the model knows.
-  Index vocab_size() const { return model_.config().vocab_size; }
-  /// Returns the tokens that a slot holds.
-  Index count(Index slot) const { return counts_[checked_slot(slot)]; }
-  /// Returns the tokens that a slot can still take.
-  Index room(Index slot) const { return max_tokens_ - count(slot); }
-  /// Returns the bytes that the slots hold, all layers.
-  Index cache_bytes() const { return state_.attention_bytes(); }
-
-  /// Empties a slot for a new sequence, whatever its number.
-  void begin(Index slot, Index = 0) {
-    counts_[checked_slot(slot)] = 0;
-    state_.clear(context_, slot);
-  }
-  /// Makes slot `to` hold what slot `from` holds.
-  void fork(Index from, Index to) {
-    counts_[checked_slot(to)] = counts_[checked_slot(from)];
-    if (from != to) state_.fork(context_, from, to);
-  }
-
-  /// Appends the tokens of sequence n, at least one, to slots[n]. Returns the logits (slots, vocab_size) of the token
-  /// that follows the last of each. Throws Error for a slot that does not exist, is named twice or has no room, for an
-  /// id that is no token, and for a sequence without tokens. Where computing fails, for lack of memory or for an id
-  /// that is no token, the slots are empty afterwards.
-  Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
-    const Sequences& sequences = tokens.sequences;
-    require(sequences.size() == static_cast<Index>(slots.size()), "token decoder: ", sequences.size(),
-            " sequences given for ", slots.size(), " slots");
-    firsts_.clear();
-    for (std::size_t n = 0; n < slots.size(); ++n) {
-      const Index more = sequences.length(static_cast<Index>(n));
-      require(more > 0, "token decoder: no tokens given for slot ", slots[n], ", at least one expected");
-      require(more <= room(slots[n]), "token decoder: ", more, " tokens given for slot ", slots[n],
-              ", which has room for ", room(slots[n]));
-      for (std::size_t i = 0; i < n; ++i)
-        require(slots[i] != slots[n], "token decoder: slot ", slots[n], " is named twice");
-      firsts_.push_back(count(slots[n]));
-    }
-    for (const int id : tokens.ids)
-      require(id >= 0 && id < vocab_size(), "token decoder: id ", id, " given, 0 to ", vocab_size() - 1, " expected");
-    try {
-      Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
-      const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
-      for (std::size_t n = 0; n < slots.size(); ++n)
-        counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
-      if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
-      Tensor last = context_.make(sequences.size(), rows.cols());
-      for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
-      return model_.logits(context_, last);
-    } catch (...) {  // some layers may hold the tokens and others not
-      for (const Index slot : slots) begin(slot);
-      throw;
-    }
-  }
-
- private:
-  static Index checked(const Model& model, const TokenDecoderConfig& config) {
-    const Index max = model.config().max_positions;
-    require(config.slots > 0 && config.slots <= 1 << 24, "token decoder: ", config.slots, " slots given, 1 to ",
-            1 << 24, " expected");
-    require(config.max_tokens >= 0 && config.max_tokens <= max, "token decoder: max_tokens ", config.max_tokens,
-            " given, 1 to max_positions = ", max, " expected, or 0 for these");
-    const Index tokens = config.max_tokens > 0 ? config.max_tokens : max;
-    const Index bytes = Model::cache_bytes(model.config(), frames(tokens), config.storage);
-    require(bytes <= (Index{1} << 50) / config.slots, "token decoder: ", config.slots, " slots of ", bytes,
-            " bytes given, at most 2^50 bytes together expected");
-    return tokens;
-  }
-  std::size_t checked_slot(Index slot) const {
-    require(slot >= 0 && slot < slots(), "token decoder: slot ", slot, " given, 0 to ", slots() - 1, " expected");
-    return static_cast<std::size_t>(slot);
-  }
-
-  Context& context_;
-  const Model& model_;
-  Index max_tokens_;
-  typename Model::template State<Context> state_;
-  std::vector<Index> counts_, firsts_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Says how a beam search runs.
-struct BeamConfig {
-  Index beams = 4;                 ///< hypotheses that are kept at each step
-  Index max_new_tokens = 100;      ///< tokens after the prompt
-  std::optional<int> end_token{};  ///< ends a hypothesis, and is its last token
-  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the log probability
-};
-
-/// Holds one result of a beam search.
-struct Hypothesis {
-  std::vector<int> tokens;  ///< the tokens after the prompt
-  double score;             ///< log probability / tokens^length_penalty
-};
-
-/// Leaves the decoder's log probabilities as they are: see beam_search.
-struct DecoderScore {
-  /// There is nothing to keep.
-  struct State {};
-  /// Returns the state of the empty hypothesis.
-  State start() const { return {}; }
-  /// Changes nothing.
-  template <class T>
-  void add(const State&, std::span<T>) const {}
-  /// Returns the state of a hypothesis with one more token.
-  State extend(const State&, int) const { return {}; }
-};
-
-/// Continues a prompt by beam search and returns the hypotheses, best first, at most `beams`. The steps are those of
-/// Hugging Face's `generate` with early_stopping = False. The decoder needs a slot for each beam; beams share what they
-/// have in common by `fork`. `sequence` is the number that `begin` is told: for a SourceDecoder, that of the source.
-/// A scorer, such as CtcPrefixScorer, changes the log probabilities of the tokens that follow a hypothesis. Allocates.
-/// Throws Error for an empty prompt and for numbers that make no sense.
-template <TokenPredictor Decoder, class Scorer = DecoderScore>
-std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {},
-                                    Index sequence = 0, const Scorer& scorer = {}) {
-  using T = typename Decoder::Context::Scalar;
-  const Index vocab = decoder.vocab_size(), beams = config.beams;
-  require(beams > 0 && beams <= decoder.slots(), "beam search: ", beams, " beams given, 1 to the decoder's ",
-          decoder.slots(), " slots expected");
-  require(config.max_new_tokens >= 0, "beam search: max_new_tokens ", config.max_new_tokens,
-          " given, at least 0 expected");
-  require(std::isfinite(config.length_penalty), "beam search: length_penalty ", config.length_penalty,
-          " given, a finite number expected");
-  require(!prompt.empty(), "beam search: an empty prompt given, at least one token expected");
-
-  struct Beam {
-    std::vector<int> tokens;
-    double log_prob;
-    Index slot;
-    typename Scorer::State state;
-  };
-  struct Candidate {
-    double log_prob;
-    Index beam;
-    int token;
-  };
-  std::vector<Beam> live;
-  live.push_back({{}, 0.0, 0, scorer.start()});
-  std::vector<Hypothesis> done;
-  const auto score = [&](double log_prob, std::size_t length) {
-    return log_prob / std::pow(static_cast<double>(std::max<std::size_t>(1, length)), config.length_penalty);
-  };
-  const auto better = [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; };
-  const auto finish = [&](std::vector<int> tokens, double log_prob) {
-    const double s = score(log_prob, tokens.size());
-    done.insert(std::upper_bound(done.begin(), done.end(), Hypothesis{{}, s}, better), {std::move(tokens), s});
-    if (static_cast<Index>(done.size()) > beams) done.pop_back();
-  };
-
-  decoder.begin(0, sequence);
-  auto& context = decoder.context();
-  auto logits = decoder.append({prompt, Sequences{static_cast<Index>(prompt.size())}}, std::array{Index{0}});
-  std::vector<T> values;
-  std::vector<Candidate> candidates;
-  std::vector<int> ids;
-  std::vector<Index> slots;
-  for (Index step = 0; step < config.max_new_tokens; ++step) {
-    values.resize(live.size() * static_cast<std::size_t>(vocab));
-    context.read(context.log_softmax(logits), std::span<T>(values));
-    require(std::none_of(values.begin(), values.end(), [](T x) { return std::isnan(x); }),
-            "beam search: logits that are NaN given, numbers expected");
-    for (std::size_t b = 0; b < live.size(); ++b)
-      scorer.add(live[b].state,
-                 std::span(values).subspan(b * static_cast<std::size_t>(vocab), static_cast<std::size_t>(vocab)));
-    candidates.clear();
-    for (std::size_t b = 0; b < live.size(); ++b)
-      for (Index v = 0; v < vocab; ++v)
-        candidates.push_back(
-            {live[b].log_prob +
-                 static_cast<double>(values[b * static_cast<std::size_t>(vocab) + static_cast<std::size_t>(v)]),
-             static_cast<Index>(b), static_cast<int>(v)});
-    // Twice as many as beams: as many of them may end a hypothesis.
-    const std::size_t wanted = std::min(candidates.size(), static_cast<std::size_t>(2 * beams));
-    std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(wanted), candidates.end(),
-                      [](const Candidate& a, const Candidate& b) {
-                        if (a.log_prob != b.log_prob) return a.log_prob > b.log_prob;
-                        return a.beam != b.beam ? a.beam < b.beam : a.token < b.token;
-                      });
-    std::vector<Beam> next;
-    for (std::size_t i = 0; i < wanted && static_cast<Index>(next.size()) < beams; ++i) {
-      const Candidate& c = candidates[i];
-      std::vector<int> tokens = live[static_cast<std::size_t>(c.beam)].tokens;
-      tokens.push_back(c.token);
-      if (c.token == config.end_token) {
-        if (static_cast<Index>(i) < beams) finish(std::move(tokens), c.log_prob);
-      } else {
-        next.push_back({std::move(tokens), c.log_prob, c.beam,
-                        scorer.extend(live[static_cast<std::size_t>(c.beam)].state,
-                                      c.token)});  // its parent's number until it has a slot
-      }
-    }
-    if (next.empty()) return done;
-    const bool full = static_cast<Index>(done.size()) == beams;
-    if (full && done.back().score >= score(next.front().log_prob, next.front().tokens.size())) return done;
-
-    // The first child of a beam goes on in its slot; others get a copy in a slot that no beam goes on in.
-    std::vector<bool> used(static_cast<std::size_t>(beams), false), taken(live.size(), false);
-    std::vector<std::size_t> copies;
-    for (std::size_t i = 0; i < next.size(); ++i) {
-      const auto parent = static_cast<std::size_t>(next[i].slot);
-      next[i].slot = live[parent].slot;
-      if (taken[parent]) {
-        copies.push_back(i);
-      } else {
-        taken[parent] = true;
-        used[static_cast<std::size_t>(next[i].slot)] = true;
-      }
-    }
-    for (const std::size_t i : copies) {
-      const auto free = static_cast<Index>(std::find(used.begin(), used.end(), false) - used.begin());
-      decoder.fork(next[i].slot, free);
-      used[static_cast<std::size_t>(free)] = true;
-      next[i].slot = free;
-    }
-    live = std::move(next);
-    if (step + 1 == config.max_new_tokens || decoder.room(live.front().slot) == 0) break;
-    ids.clear();
-    slots.clear();
-    for (const Beam& beam : live) {
-      ids.push_back(beam.tokens.back());
-      slots.push_back(beam.slot);
-    }
-    const Sequences ones = Sequences::make(context.arena(), static_cast<Index>(live.size()), [](Index) { return 1; });
-    logits = decoder.append({ids, ones}, slots);
-  }
-  for (Beam& beam : live) finish(std::move(beam.tokens), beam.log_prob);
-  return done;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Scores hypotheses of a beam search by what a CTC head says of the same utterance: a hypothesis has (1 - weight)
-/// times the decoder's log probability plus weight times log of the probability that the text begins with it, summed
-/// over all alignments (Watanabe et al. 2017, section III.C; its algorithm 2). The blank is the token that begins and
-/// ends a sequence of the decoder.
-///
-///     const auto best = beam_search(decoder, std::array{0}, config, n, CtcPrefixScorer(log_probs, 0.3));
-class CtcPrefixScorer {
- public:
-  /// Holds log probabilities of a hypothesis.
-  struct State {
-    std::vector<double> blank,  ///< that frames 0 to t hold just the hypothesis and end in a blank
-        all;                    ///< that frames 0 to t hold just the hypothesis
-    int last = -1;              ///< the last token
-    double score = 0;           ///< that the text begins with the hypothesis
-  };
-
-  /// Scores by log probabilities (frames, vocab_size) of one utterance, which are copied. weight from 0 to 1.
-  /// Allocates. Throws Error for a number out of range, for an utterance without frames, and for values that are no log
-  /// probabilities.
-  template <class T>
-  CtcPrefixScorer(const Matrix<T>& log_probs, double weight, int blank = 0)
-      : frames_(log_probs.rows()), vocab_(log_probs.cols()), blank_(blank), weight_(weight) {
-    require(weight >= 0 && weight <= 1, "CTC prefix scorer: weight ", weight, " given, 0 to 1 expected");
-    require(frames_ > 0, "CTC prefix scorer: no frames given, at least one expected");
-    require(blank >= 0 && blank < vocab_, "CTC prefix scorer: blank ", blank, " given, 0 to ", vocab_ - 1, " expected");
-    log_probs_.assign(log_probs.data(), log_probs.data() + log_probs.size());
-    require(std::none_of(log_probs_.begin(), log_probs_.end(), [](double x) { return std::isnan(x) || x > 1e-3; }),
-            "CTC prefix scorer: values that are NaN or above 0 given, log probabilities expected");
-  }
-
-  /// Returns the state of the empty hypothesis. Allocates.
-  State start() const {
-    State out;
-    double sum = 0;
-    for (Index t = 0; t < frames_; ++t) out.blank.push_back(sum += at(t, blank_));
-    out.all = out.blank;
-    return out;
-  }
-  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score. Throws
-  /// Error where the decoder knows another number of tokens than the CTC head.
-  template <class T>
-  void add(const State& state, std::span<T> log_probs) const {
-    require(static_cast<Index>(log_probs.size()) == vocab_, "CTC prefix scorer: a decoder of ", log_probs.size(),
-            " tokens given, ", vocab_, " expected, as the CTC head has");
-    for (Index token = 0; token < vocab_; ++token) {
-      T& value = log_probs[static_cast<std::size_t>(token)];
-      const double longer = prefix(state, static_cast<int>(token));
-      double joint = weight_ < 1 ? (1 - weight_) * static_cast<double>(value) : 0;
-      if (weight_ > 0) joint += longer == nothing ? nothing : weight_ * (longer - state.score);
-      value = static_cast<T>(joint);
-    }
-  }
-  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates. Throws Error for the
-  /// blank: the search must end a hypothesis with it (BeamConfig::end_token).
-  State extend(const State& state, int token) const {
-    require(token != blank_, "CTC prefix scorer: token ", token,
-            " goes on with a hypothesis, but it is the blank; it must be the search's end_token");
-    State out;
-    out.last = token;
-    out.score = prefix(state, token);
-    double in_token = nothing, in_blank = nothing;
-    for (Index t = 0; t < frames_; ++t) {
-      const double before = in_token;
-      in_token = kernels::log_add(in_token, reaching(state, token, t)) + at(t, token);
-      in_blank = kernels::log_add(in_blank, before) + at(t, blank_);
-      out.blank.push_back(in_blank);
-      out.all.push_back(kernels::log_add(in_token, in_blank));
-    }
-    return out;
-  }
-  /// Returns the log probability of all texts that begin with the hypothesis and this token; for the blank, of the
-  /// hypothesis itself as the whole text.
-  double prefix(const State& state, int token) const {
-    if (token == blank_) return state.all.back();
-    double sum = nothing;
-    for (Index t = 0; t < frames_; ++t) sum = kernels::log_add(sum, reaching(state, token, t) + at(t, token));
-    return sum;
-  }
-
- private:
-  static constexpr double nothing = -std::numeric_limits<double>::infinity();
-
-  double at(Index frame, int token) const { return log_probs_[static_cast<std::size_t>(frame * vocab_ + token)]; }
-  /// Returns the log probability that the frames before t hold just the hypothesis, and a new token may begin at t: the
-  /// same token again needs a blank between.
-  double reaching(const State& state, int token, Index t) const {
-    if (t == 0) return state.last < 0 ? 0 : nothing;
-    const auto before = static_cast<std::size_t>(t - 1);
-    return token == state.last ? state.blank[before] : state.all[before];
-  }
-
-  Index frames_, vocab_;
-  int blank_;
-  double weight_;
-  std::vector<double> log_probs_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <numeric>
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Says how the next token is drawn from its logits. The steps are those of Hugging Face's `generate`, in this order.
-struct SamplingConfig {
-  double temperature = 1;  ///< divides the logits; 0 takes the most probable token (greedy)
-  Index top_k = 0;         ///< keeps the k most probable tokens (Fan et al. 2018); 0: all
-  /// Keeps the most probable tokens whose probabilities sum to at least this (nucleus sampling, Holtzman et al. 2020).
-  double top_p = 1;
-
-  /// Throws Error for a number that makes no sense.
-  void check() const {
-    require(std::isfinite(temperature) && temperature >= 0, "sampling: temperature ", temperature,
-            " given, a number of at least 0 expected");
-    require(top_k >= 0, "sampling: top_k ", top_k, " given, at least 0 expected");
-    require(top_p > 0 && top_p <= 1, "sampling: top_p ", top_p, " given, more than 0 and at most 1 expected");
-  }
-};
-
-/// Draws tokens from logits. Memory is taken at construction only.
-class Sampler {
- public:
-  /// Makes a sampler for `vocab_size` tokens. Allocates. Throws Error for numbers that make no sense.
-  Sampler(const SamplingConfig& config, Index vocab_size)
-      : config_(config), order_(checked(config, vocab_size)), probabilities_(order_.size()) {}
-
-  /// Returns a token drawn from these logits by a number in [0, 1). Among equal logits, the lower id comes first.
-  /// Throws Error for logits of another number, for one that is NaN, and where the largest is infinite.
-  template <class T>
-  int operator()(std::span<const T> logits, double uniform) {
-    require(logits.size() == order_.size(), "sampler: ", logits.size(), " logits given, ", order_.size(), " expected");
-    const auto best = std::max_element(logits.begin(), logits.end());
-    const auto finite = [](T x) { return !std::isnan(x); };
-    require(std::all_of(logits.begin(), logits.end(), finite) && std::isfinite(*best),
-            "sampler: logits that are NaN or infinite given, finite numbers expected");
-    if (config_.temperature == 0) return static_cast<int>(best - logits.begin());
-
-    std::iota(order_.begin(), order_.end(), 0);
-    auto end = order_.end();
-    if (config_.top_k > 0 || config_.top_p < 1) {  // otherwise the order does not matter
-      const auto before = [&](int a, int b) {
-        const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
-        return x > y || (x == y && a < b);
-      };
-      if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
-        end = order_.begin() + config_.top_k;
-        std::nth_element(order_.begin(), end, order_.end(), before);
-      }
-      std::sort(order_.begin(), end, before);
-    }
-
-    const auto count = static_cast<std::size_t>(end - order_.begin());
-    double sum = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      const auto logit = static_cast<double>(logits[static_cast<std::size_t>(order_[i])]);
-      sum += probabilities_[i] = std::exp((logit - static_cast<double>(*best)) / config_.temperature);
-    }
-    std::size_t kept = 0;
-    double kept_sum = 0;
-    while (kept < count && (config_.top_p == 1 || kept == 0 || kept_sum < config_.top_p * sum))
-      kept_sum += probabilities_[kept++];
-    double left = uniform * kept_sum;
-    for (std::size_t i = 0; i + 1 < kept; ++i) {
-      left -= probabilities_[i];
-      if (left < 0) return order_[i];
-    }
-    return order_[kept - 1];
-  }
-
- private:
-  static std::size_t checked(const SamplingConfig& config, Index vocab_size) {
-    config.check();
-    require(vocab_size > 0, "sampler: ", vocab_size, " tokens given, at least 1 expected");
-    return static_cast<std::size_t>(vocab_size);
-  }
-
-  SamplingConfig config_;
-  std::vector<int> order_;
-  std::vector<double> probabilities_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Says how sequences are continued.
-struct GenerationConfig {
-  Index max_new_tokens = 100;        ///< tokens after the prompt; a slot without room ends a sequence sooner
-  std::optional<int> end_token{};    ///< ends a sequence, and is its last token
-  SamplingConfig sampling{0, 0, 1};  ///< how each token is drawn; greedy by default
-  Seed seed{};                       ///< the source of all draws
-};
-
-/// Continues prompts by greedy decoding or sampling, as many at a time as the decoder has slots. Returns the new tokens
-/// of each. What a sequence draws depends on the seed and on its number only, not on the others. A warm decoder takes
-/// no memory for a token; the results are allocated. Throws Error for an empty prompt, and for one that has no room.
-template <TokenPredictor Decoder>
-std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::vector<int>> prompts,
-                                       const GenerationConfig& config = {}) {
-  using T = typename Decoder::Context::Scalar;
-  require(config.max_new_tokens >= 0, "generate: max_new_tokens ", config.max_new_tokens,
-          " given, at least 0 expected");
-  for (std::size_t n = 0; n < prompts.size(); ++n)
-    require(!prompts[n].empty(), "generate: prompt ", n, " is empty, at least one token expected");
-  const auto vocab = static_cast<std::size_t>(decoder.vocab_size()), slots = static_cast<std::size_t>(decoder.slots());
-  Sampler sample(config.sampling, decoder.vocab_size());
-  std::vector<std::vector<int>> out(prompts.size());
-  std::vector<T> logits(slots * vocab);
-  std::vector<Index> live, free;
-  std::vector<std::size_t> sequence_of(slots);
-  std::vector<int> ids;
-  live.reserve(slots);
-  ids.reserve(slots);
-  for (std::size_t s = slots; s-- > 0;) free.push_back(static_cast<Index>(s));
-
-  // Takes the next token of each of these slots from the logits. goes_on(slot) is called for those that do.
-  const auto take = [&](std::span<const Index> slots_of_rows, const auto& tensor, auto&& goes_on) {
-    const std::span<T> values(logits.data(), slots_of_rows.size() * vocab);
-    decoder.context().read(tensor, values);
-    for (std::size_t r = 0; r < slots_of_rows.size(); ++r) {
-      const Index slot = slots_of_rows[r];
-      const std::size_t n = sequence_of[static_cast<std::size_t>(slot)];
-      const Random random(config.seed / static_cast<Index>(n), "generate");
-      const int token = sample(std::span<const T>(values.subspan(r * vocab, vocab)), random.uniform(out[n].size()));
-      out[n].push_back(token);
-      const bool ends = token == config.end_token || static_cast<Index>(out[n].size()) >= config.max_new_tokens ||
-                        decoder.room(slot) == 0;
-      if (ends)
-        free.push_back(slot);
-      else
-        goes_on(slot);
-    }
-  };
-
-  std::size_t next = 0;
-  while (next < prompts.size() || !live.empty()) {
-    for (; next < prompts.size() && !free.empty(); ++next) {
-      if (config.max_new_tokens == 0) continue;
-      const std::array<Index, 1> slot{free.back()};
-      free.pop_back();
-      sequence_of[static_cast<std::size_t>(slot[0])] = next;
-      decoder.begin(slot[0], static_cast<Index>(next));
-      const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
-      out[next].reserve(static_cast<std::size_t>(std::min(config.max_new_tokens, decoder.room(slot[0]) + 1)));
-      take(slot, tensor, [&](Index s) { live.push_back(s); });
-    }
-    if (live.empty()) continue;
-    ids.clear();
-    for (const Index slot : live) ids.push_back(out[sequence_of[static_cast<std::size_t>(slot)]].back());
-    const Sequences ones =
-        Sequences::make(decoder.context().arena(), static_cast<Index>(live.size()), [](Index) { return 1; });
-    const auto tensor = decoder.append({ids, ones}, live);
-    std::size_t kept = 0;
-    take(live, tensor, [&](Index s) { live[kept++] = s; });
-    live.resize(kept);
-  }
-  return out;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
-struct LanguageModelConfig {
-  Index vocab_size = 50257;                          ///< tokens
-  Index max_positions = 1024;                        ///< tokens that the model sees at a time
-  Index d_model = 768;                               ///< channels between the blocks
-  Index num_layers = 12;                             ///< blocks
-  AttentionName attention = AttentionName::by_type;  ///< the attention by name
-  Index num_heads = 0;                               ///< query heads
-  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
-  Index head_dim = 0;                                ///< channels of a head; 0: d_model / num_heads
-  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
-  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
-  Index q_lora_rank = 0;                             ///< rank of the queries
-  Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
-  IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
-  RotaryRates rope{};                                ///< how fast the pairs of rotary positions rotate
-  /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
-  bool attention_bias = true;                    ///< biases in the attention
-  Activation hidden_act = Activation::gelu_new;  ///< activation of the feed-forward modules
-  Index intermediate_size = 0;                   ///< width of the feed-forward modules; 0: 4 * d_model
-  double layer_norm_eps = 1e-5;                  ///< epsilon of the norms
-  bool tied_embeddings = true;                   ///< whether the logits are products with the embeddings themselves
-  double dropout = 0;                            ///< probability of dropout in training
-
-  /// Returns the sizes of the attention.
-  constexpr AttentionConfig attention_config() const {
-    return {.d_model = d_model,
-            .num_heads = num_heads,
-            .num_kv_heads = num_kv_heads,
-            .kv_lora_rank = kv_lora_rank,
-            .v_lora_rank = v_lora_rank,
-            .q_lora_rank = q_lora_rank,
-            .qk_rope_head_dim = qk_rope_head_dim,
-            .rope_pairs = rope_pairs,
-            .rope = rope,
-            .head_dim = head_dim,
-            .attention_bias = attention_bias,
-            .attention = attention,
-            .position_embeddings_type = position_embeddings_type};
-  }
-  /// Returns the mask under which a token sees itself and the tokens before it.
-  static constexpr Mask mask() { return Mask::causal(); }
-  /// Returns the width of the feed-forward modules.
-  constexpr Index feed_forward_width() const { return intermediate_size > 0 ? intermediate_size : 4 * d_model; }
-
-  /// Visits each member with its name, for files and command lines.
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("vocab_size", self.vocab_size);
-    visit("max_positions", self.max_positions);
-    visit("d_model", self.d_model);
-    visit("num_layers", self.num_layers);
-    visit("attention", self.attention);
-    visit("num_heads", self.num_heads);
-    visit("num_kv_heads", self.num_kv_heads);
-    visit("head_dim", self.head_dim);
-    visit("kv_lora_rank", self.kv_lora_rank);
-    visit("v_lora_rank", self.v_lora_rank);
-    visit("q_lora_rank", self.q_lora_rank);
-    visit("qk_rope_head_dim", self.qk_rope_head_dim);
-    visit("rope_pairs", self.rope_pairs);
-    visit("rope", self.rope);
-    visit("position_embeddings_type", self.position_embeddings_type);
-    visit("attention_bias", self.attention_bias);
-    visit("hidden_act", self.hidden_act);
-    visit("intermediate_size", self.intermediate_size);
-    visit("layer_norm_eps", self.layer_norm_eps);
-    visit("tied_embeddings", self.tied_embeddings);
-    visit("dropout", self.dropout);
-  }
-
-  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
-  /// and keep products from overflowing.
-  constexpr const LanguageModelConfig& checked() const {
-    const auto within = [](Index value, Index min, Index max, const char* name) {
-      require(value >= min && value <= max, "language model: ", name, ' ', value, " given, ", min, " to ", max,
-              " expected");
-    };
-    within(vocab_size, 1, 1 << 24, "vocab_size");
-    within(max_positions, 1, 1 << 24, "max_positions");
-    within(d_model, 1, 1 << 16, "d_model");
-    within(num_layers, 1, 1 << 12, "num_layers");
-    within(num_heads, 0, 1 << 16, "num_heads");
-    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
-    within(head_dim, 0, 1 << 16, "head_dim");
-    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
-    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
-    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
-    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
-    within(intermediate_size, 0, 1 << 22, "intermediate_size");
-    within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
-    require(position_embeddings_type == PositionEmbeddings::learned ||
-                position_embeddings_type == PositionEmbeddings::rotary,
-            "language model: position_embeddings_type ", to_name(position_embeddings_type),
-            " given, learned or rotary expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
-            " given, more than 0 and less than 1 expected");
-    require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
-    return *this;
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Runs an AttentionDecoder token by token. Each slot holds the earlier tokens of one sequence and reads one source;
-/// slots that read the same source, such as the beams of a search, share its memory. `slots` of the configuration
-/// counts all beams of all sources that are decoded together.
-///
-///     SourceDecoder decoder(cpu, model.decoder, {.slots = 4});
-///     decoder.listen(encoded, sources);                       // the output of an encoder
-///     auto best = beam_search(decoder, std::array{start}, config, 2);   // of source 2
-///
-/// `generate` gives prompt n source n. Construction and `listen` allocate; a warm `append` takes memory from the
-/// context's pool only.
-template <class Decoder, StreamingContext Context_ = Cpu<typename Decoder::Scalar>>
-class SourceDecoder {
- public:
-  using Context = Context_;                 ///< the context that computes
-  using Tensor = typename Context::Tensor;  ///< the type of logits
-
-  /// Makes empty slots and no sources. Context and decoder must outlive this. Allocates. Throws Error for sizes out of
-  /// range.
-  SourceDecoder(Context& context, const Decoder& decoder, const TokenDecoderConfig& config = {})
-      : reader_{decoder}, tokens_(context, reader_, config) {
-    reader_.source_of.assign(static_cast<std::size_t>(slots()), Reader::none);
-    order_.reserve(static_cast<std::size_t>(slots()));
-    sorted_.reserve(static_cast<std::size_t>(slots()));
-  }
-  SourceDecoder(const SourceDecoder&) = delete;
-  SourceDecoder& operator=(const SourceDecoder&) = delete;
-
-  /// Takes the rows (rows, d_model) of new sources in place of the old ones, computes what the decoder needs of them,
-  /// and empties all slots. Allocates. Throws Error for rows that do not fit and for a source without rows; the old
-  /// sources then remain.
-  void listen(const Tensor& rows, const Sequences& sources) {
-    require(rows.rows() == sources.rows(), "source decoder: ", rows.rows(), " rows given, their sequences have ",
-            sources.rows());
-    for (Index n = 0; n < sources.size(); ++n)
-      require(sources.length(n) > 0, "source decoder: source ", n, " has no rows, at least one expected");
-    reader_.listen(context(), rows, sources);
-    for (Index slot = 0; slot < slots(); ++slot) tokens_.begin(slot);
-  }
-
-  /// Returns the context that computes.
-  Context& context() { return tokens_.context(); }
-  /// Returns the number of slots.
-  Index slots() const { return tokens_.slots(); }
-  /// Returns the number of sources.
-  Index sources() const { return reader_.sources.size(); }
-  /// Returns the number of tokens that the decoder knows.
-  Index vocab_size() const { return tokens_.vocab_size(); }
-  /// Returns the tokens that a slot holds.
-  Index count(Index slot) const { return tokens_.count(slot); }
-  /// Returns the tokens that a slot can still take.
-  Index room(Index slot) const { return tokens_.room(slot); }
-  /// Returns the bytes that the slots hold, all layers.
-  Index cache_bytes() const { return tokens_.cache_bytes(); }
-
-  /// Empties a slot, which reads source n from now on. Throws Error for a source that does not exist.
-  void begin(Index slot, Index n) {
-    require(n >= 0 && n < sources(), "source decoder: source ", n, " given, ", sources(), " sources are there");
-    tokens_.begin(slot);
-    reader_.source_of[static_cast<std::size_t>(slot)] = n;
-  }
-  /// Makes slot `to` hold what slot `from` holds, and read its source.
-  void fork(Index from, Index to) {
-    tokens_.fork(from, to);
-    reader_.source_of[static_cast<std::size_t>(to)] = reader_.source_of[static_cast<std::size_t>(from)];
-  }
-
-  /// Appends the tokens of sequence n to slots[n] and returns the logits that follow: see TokenDecoder. Throws Error,
-  /// too, for a slot without a source.
-  Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
-    for (const Index slot : slots)
-      require(slot >= 0 && slot < this->slots() && reader_.source(slot) < sources(), "source decoder: slot ", slot,
-              " given, one that has begun to read a source expected");
-    const auto earlier = [&](Index a, Index b) { return reader_.source(a) < reader_.source(b); };
-    if (std::is_sorted(slots.begin(), slots.end(), earlier)) return tokens_.append(tokens, slots);
-
-    // Rows that read one source must lie together.
-    require(tokens.sequences.size() == static_cast<Index>(slots.size()), "source decoder: ", tokens.sequences.size(),
-            " sequences given for ", slots.size(), " slots");
-    require(static_cast<Index>(tokens.ids.size()) == tokens.sequences.rows(), "source decoder: ", tokens.ids.size(),
-            " tokens given, their sequences have ", tokens.sequences.rows());
-    order_.resize(slots.size());
-    for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
-    const auto place = [&](Index i) { return std::pair(reader_.source(slots[static_cast<std::size_t>(i)]), i); };
-    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) { return place(a) < place(b); });
-    sorted_.clear();
-    ids_.clear();
-    for (const Index n : order_) {
-      sorted_.push_back(slots[static_cast<std::size_t>(n)]);
-      const auto own = tokens.ids.subspan(static_cast<std::size_t>(tokens.sequences.begin(n)),
-                                          static_cast<std::size_t>(tokens.sequences.length(n)));
-      ids_.insert(ids_.end(), own.begin(), own.end());
-    }
-    const Sequences sequences = Sequences::make(context().arena(), tokens.sequences.size(), [&](Index i) {
-      return tokens.sequences.length(order_[static_cast<std::size_t>(i)]);
-    });
-    const Tensor logits = tokens_.append({ids_, sequences}, sorted_);
-    Tensor out = context().make(logits.rows(), logits.cols());
-    for (std::size_t i = 0; i < order_.size(); ++i)
-      context().copy_rows(logits, static_cast<Index>(i), 1, out, order_[i]);
-    return out;
-  }
-
- private:
-  /// The decoder with its sources, as the language model that TokenDecoder runs.
-  struct Reader {
-    using Scalar = typename Decoder::Scalar;
-    using Memory = decltype(std::declval<const Decoder&>().remember(
-        std::declval<Context&>(), std::declval<const Tensor&>(), std::declval<const Sequences&>()));
-    template <class C>
-    struct State : Decoder::template State<C> {
-      State(C& context, const Reader& reader, const StateShape& shape)
-          : Decoder::template State<C>(context, reader.decoder.text, shape) {}
-    };
-
-    explicit Reader(const Decoder& d) : decoder(d) {}
-
-    void listen(Context& context, const Tensor& rows, const Sequences& given) {
-      std::vector<Index> lengths;
-      for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
-      Sequences next(lengths);
-      memory = decoder.remember(context, rows, next);
-      sources = std::move(next);
-      std::fill(source_of.begin(), source_of.end(), none);
-    }
-    Index source(Index slot) const { return source_of[static_cast<std::size_t>(slot)]; }
-
-    const LanguageModelConfig& config() const { return decoder.text.config(); }
-    static Index cache_bytes(const LanguageModelConfig& config, Frames n, Storage storage) {
-      return Decoder::Text::cache_bytes(config, n, storage);
-    }
-    Tensor hidden(Context& c, std::span<const int> ids, Pass<Tensor> pass, State<Context>* state) const {
-      const Sequences queries = Sequences::make(c.arena(), sources.size(), [&](Index n) {
-        Index rows = 0;
-        for (std::size_t i = 0; i < pass.slots.size(); ++i)
-          if (source(pass.slots[i]) == n) rows += pass.sequences.length(static_cast<Index>(i));
-        return rows;
-      });
-      return decoder.hidden(c, ids, std::move(pass), queries, memory, sources, state);
-    }
-    Tensor logits(Context& c, const Tensor& rows) const { return decoder.text.logits(c, rows); }
-
-    static constexpr Index none = Index{1} << 60;  // more than any source
-    const Decoder& decoder;
-    Memory memory;
-    Sequences sources;
-    std::vector<Index> source_of;  // of each slot
-  };
-
-  Reader reader_;
-  TokenDecoder<Reader, Context> tokens_;
-  std::vector<Index> order_, sorted_;
-  std::vector<int> ids_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
 /// Names the normalisation in the waveform front end.
 enum class WaveformNorm {
   layer,  ///< layer norm after every convolution
@@ -13777,6 +12469,114 @@ using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
+struct LanguageModelConfig {
+  Index vocab_size = 50257;                          ///< tokens
+  Index max_positions = 1024;                        ///< tokens that the model sees at a time
+  Index d_model = 768;                               ///< channels between the blocks
+  Index num_layers = 12;                             ///< blocks
+  AttentionName attention = AttentionName::by_type;  ///< the attention by name
+  Index num_heads = 0;                               ///< query heads
+  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
+  Index head_dim = 0;                                ///< channels of a head; 0: d_model / num_heads
+  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
+  Index q_lora_rank = 0;                             ///< rank of the queries
+  Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
+  IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
+  RotaryRates rope{};                                ///< how fast the pairs of rotary positions rotate
+  /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
+  bool attention_bias = true;                    ///< biases in the attention
+  Activation hidden_act = Activation::gelu_new;  ///< activation of the feed-forward modules
+  Index intermediate_size = 0;                   ///< width of the feed-forward modules; 0: 4 * d_model
+  double layer_norm_eps = 1e-5;                  ///< epsilon of the norms
+  bool tied_embeddings = true;                   ///< whether the logits are products with the embeddings themselves
+  double dropout = 0;                            ///< probability of dropout in training
+
+  /// Returns the sizes of the attention.
+  constexpr AttentionConfig attention_config() const {
+    return {.d_model = d_model,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .kv_lora_rank = kv_lora_rank,
+            .v_lora_rank = v_lora_rank,
+            .q_lora_rank = q_lora_rank,
+            .qk_rope_head_dim = qk_rope_head_dim,
+            .rope_pairs = rope_pairs,
+            .rope = rope,
+            .head_dim = head_dim,
+            .attention_bias = attention_bias,
+            .attention = attention,
+            .position_embeddings_type = position_embeddings_type};
+  }
+  /// Returns the mask under which a token sees itself and the tokens before it.
+  static constexpr Mask mask() { return Mask::causal(); }
+  /// Returns the width of the feed-forward modules.
+  constexpr Index feed_forward_width() const { return intermediate_size > 0 ? intermediate_size : 4 * d_model; }
+
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("vocab_size", self.vocab_size);
+    visit("max_positions", self.max_positions);
+    visit("d_model", self.d_model);
+    visit("num_layers", self.num_layers);
+    visit("attention", self.attention);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("head_dim", self.head_dim);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("v_lora_rank", self.v_lora_rank);
+    visit("q_lora_rank", self.q_lora_rank);
+    visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("rope_pairs", self.rope_pairs);
+    visit("rope", self.rope);
+    visit("position_embeddings_type", self.position_embeddings_type);
+    visit("attention_bias", self.attention_bias);
+    visit("hidden_act", self.hidden_act);
+    visit("intermediate_size", self.intermediate_size);
+    visit("layer_norm_eps", self.layer_norm_eps);
+    visit("tied_embeddings", self.tied_embeddings);
+    visit("dropout", self.dropout);
+  }
+
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
+  constexpr const LanguageModelConfig& checked() const {
+    const auto within = [](Index value, Index min, Index max, const char* name) {
+      require(value >= min && value <= max, "language model: ", name, ' ', value, " given, ", min, " to ", max,
+              " expected");
+    };
+    within(vocab_size, 1, 1 << 24, "vocab_size");
+    within(max_positions, 1, 1 << 24, "max_positions");
+    within(d_model, 1, 1 << 16, "d_model");
+    within(num_layers, 1, 1 << 12, "num_layers");
+    within(num_heads, 0, 1 << 16, "num_heads");
+    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
+    within(head_dim, 0, 1 << 16, "head_dim");
+    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
+    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
+    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
+    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
+    within(intermediate_size, 0, 1 << 22, "intermediate_size");
+    within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
+    require(position_embeddings_type == PositionEmbeddings::learned ||
+                position_embeddings_type == PositionEmbeddings::rotary,
+            "language model: position_embeddings_type ", to_name(position_embeddings_type),
+            " given, learned or rotary expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
+            " given, more than 0 and less than 1 expected");
+    require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
+    return *this;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Looks up a row for each id: ids to (ids, width). A model may multiply by the weight, too: with the layer's `linear`,
 /// the same matrix turns rows back into logits of all ids (tied embeddings, Press and Wolf 2017). Initial values are
 /// GPT-2's: normal with a standard deviation of 0.02.
@@ -14456,113 +13256,6 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Names an encoder of known sizes.
-struct PublishedModel {
-  std::string_view name;  ///< such as "conformer_mla_small"
-  EncoderName encoder;    ///< the kind of encoder
-  EncoderConfig config;   ///< its sizes
-};
-
-namespace detail {
-
-/// Returns the configuration with an attention: two key-value heads for GQA, a latent of this rank for MLA.
-constexpr EncoderConfig with_attention(EncoderConfig config, AttentionName attention, Index rank) {
-  config.attention = attention;
-  if (attention == AttentionName::gqa) config.num_kv_heads = 2;
-  if (attention == AttentionName::mla) config.kv_lora_rank = rank;
-  return config;
-}
-constexpr EncoderConfig published_conformer(AttentionName attention) {
-  return with_attention({.d_model = 1024, .num_layers = 24, .vocab_size = 32, .num_heads = 16}, attention, 1024);
-}
-constexpr EncoderConfig published_branchformer(AttentionName attention) {
-  return with_attention({.d_model = 512, .num_layers = 18, .vocab_size = 32, .num_heads = 8}, attention, 512);
-}
-constexpr EncoderConfig small_encoder(AttentionName attention) {
-  return with_attention({.num_mels = 40,
-                         .d_model = 128,
-                         .num_layers = 4,
-                         .vocab_size = 32,
-                         .num_heads = 8,
-                         .conv_kernel = 15,
-                         .subsampling_channels = 32},
-                        attention, 64);
-}
-
-}  // namespace detail
-
-/// Lists Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention in the sizes that were
-/// published with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and, as
-/// `_small`, in a size that trains on a CPU in minutes (R = d_model / 2).
-inline constexpr std::array published_models{
-    PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
-    PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
-    PublishedModel{"conformer_gqa", EncoderName::conformer, detail::published_conformer(AttentionName::gqa)},
-    PublishedModel{"conformer_linear", EncoderName::conformer, detail::published_conformer(AttentionName::linear)},
-    PublishedModel{"branchformer_mha", EncoderName::branchformer, detail::published_branchformer(AttentionName::mha)},
-    PublishedModel{"branchformer_mla", EncoderName::branchformer, detail::published_branchformer(AttentionName::mla)},
-    PublishedModel{"branchformer_gqa", EncoderName::branchformer, detail::published_branchformer(AttentionName::gqa)},
-    PublishedModel{"branchformer_linear", EncoderName::branchformer,
-                   detail::published_branchformer(AttentionName::linear)},
-    PublishedModel{"conformer_mha_small", EncoderName::conformer, detail::small_encoder(AttentionName::mha)},
-    PublishedModel{"conformer_mla_small", EncoderName::conformer, detail::small_encoder(AttentionName::mla)},
-    PublishedModel{"conformer_gqa_small", EncoderName::conformer, detail::small_encoder(AttentionName::gqa)},
-    PublishedModel{"conformer_linear_small", EncoderName::conformer, detail::small_encoder(AttentionName::linear)},
-    PublishedModel{"branchformer_mha_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mha)},
-    PublishedModel{"branchformer_mla_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mla)},
-    PublishedModel{"branchformer_gqa_small", EncoderName::branchformer, detail::small_encoder(AttentionName::gqa)},
-    PublishedModel{"branchformer_linear_small", EncoderName::branchformer,
-                   detail::small_encoder(AttentionName::linear)},
-};
-
-namespace detail {
-
-[[noreturn]] inline void unknown_model(std::string_view name) {
-  std::string known;
-  for (const PublishedModel& model : published_models) known += text(known.empty() ? "" : ", ", model.name);
-  throw Error(text("published model: \"", name, "\" given, one of ", known, " expected"));
-}
-
-}  // namespace detail
-
-/// Returns the published model of this name. Throws Error that lists all names where there is none.
-constexpr const PublishedModel& published_model(std::string_view name) {
-  for (const PublishedModel& model : published_models)
-    if (model.name == name) return model;
-  detail::unknown_model(name);
-}
-
-/// Returns the encoder with every attention by name, for comparisons. Latents and groups have a quarter of MHA's cache,
-/// the cached input half of it; linear attention has a state instead, which cannot forget.
-constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
-  using enum AttentionName;
-  const Index quarter = encoder.d_model / 2;
-  const auto with = [&](AttentionName attention, Index kv_heads, Index rank, Index rope) {
-    EncoderConfig config = encoder;
-    config.attention = attention;
-    config.num_kv_heads = kv_heads;
-    config.kv_lora_rank = rank;
-    config.qk_rope_head_dim = rope;
-    if (attention == linear) config.left_context = -1;
-    return config;
-  };
-  return {with(mha, 0, 0, 0),
-          with(gqa, encoder.num_heads / 4, 0, 0),
-          with(mla, 0, quarter, 0),
-          with(mla_simple, 0, quarter, 0),
-          with(mla_split, 0, quarter / 2, 0),
-          with(mla_head, 0, quarter / 2 / encoder.num_heads, 0),
-          with(mla_decoupled, 0, quarter - quarter / 4, quarter / 4),
-          with(input_latent, 0, 0, 0),
-          with(linear, 0, 0, 0)};
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
 /// Holds the settings of streams. Chunk and left context are the model's own where none is given; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
@@ -15124,214 +13817,485 @@ using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Holds the settings of AdamW (Loshchilov and Hutter 2019, algorithm 2).
-struct AdamWConfig {
-  double beta1 = 0.9,          ///< decay of the running mean of the gradient, 0 to less than 1
-      beta2 = 0.98;            ///< decay of the running mean of its square, 0 to less than 1
-  double eps = 1e-9;           ///< added to the root of the second moment
-  double weight_decay = 0.01;  ///< decay of matrices and kernels; vectors (biases, norms) do not decay
-  double clip_norm = 5;        ///< max norm of all gradients together; 0: no clipping
+/// Trains models: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once,
+/// adds to the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in
+/// terms of a context's primitives, so the same code runs and trains.
+///
+/// This object owns the tape: `clear()` and destruction free every node. Dropout and the statistics of batch norm
+/// follow `training`. Call number n of dropout draws from stream n of the seed.
+template <TrainingContext B>
+class Autodiff {
+  using Value = typename B::Tensor;
 
-  /// Throws `Error` for a number that makes no sense.
-  void check() const {
-    require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
-            " given, expected from 0 to less than 1");
-    require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
-    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay,
-            " given, at least 0 expected");
-    require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
-  }
-
-  /// Lists the members for JSON.
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("beta1", self.beta1);
-    visit("beta2", self.beta2);
-    visit("eps", self.eps);
-    visit("weight_decay", self.weight_decay);
-    visit("clip_norm", self.clip_norm);
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds what an optimiser has gathered about a model, for checkpoints and for code that changes the model's shape.
-template <class T>
-struct OptimizerState {
-  /// Holds the moments of one parameter, of its shape.
-  struct Moments {
-    Matrix<T> first,  ///< running mean of the gradient
-        second;       ///< running mean of its square
-  };
-  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty if never stepped
-  std::int64_t steps = 0;        ///< number of steps that changed something
-
-  /// Throws `Error`, in the name of `who`, unless the moments fit the model's parameters or there are none yet.
-  template <class Model>
-  void require_of(const Model& model, const char* who) const {
-    std::size_t i = 0;
-    model.parameters([&](std::string_view name, const Parameter<T>& p) {
-      if (i >= moments.size()) return;
-      const Moments& m = moments[i++];
-      for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.rows() && one->cols() == p.cols()), who, ": moments of (",
-                one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.rows(), ", ", p.cols(), ") expected");
-    });
-    require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
-  }
-};
-
-/// Trains the parameters of one model with AdamW (Loshchilov and Hutter 2019, algorithm 2), in their order and where
-/// the context has them. A step uses up the gradients: they are zero afterwards. Frozen parameters stay as they are.
-/// Statistics get their gathered update added.
-template <TrainingContext Context>
-class AdamW {
  public:
-  using T = typename Context::Scalar;  ///< the type of an element
+  /// Names the type of the elements.
+  using Scalar = typename B::Scalar;
 
-  /// Throws `Error` for a number of the configuration that makes no sense. The context must outlive this object.
-  explicit AdamW(Context& context, const AdamWConfig& config = {}) : context_(context), config_(config) {
-    config_.check();
-  }
+  /// Holds a value and its place on the tape.
+  class Tensor {
+   public:
+    /// Makes an empty tensor.
+    Tensor() = default;
+    /// Holds a value of the backend that node n computed, or a constant if n is -1.
+    Tensor(Value v, Index n) : value(std::move(v)), node(n) {}
+    /// Returns the number of rows.
+    Index rows() const { return value.rows(); }
+    /// Returns the number of columns.
+    Index cols() const { return value.cols(); }
+    /// Returns whether there is no value.
+    bool empty() const { return value.empty(); }
+    /// Returns the value as a matrix that cannot be changed, if the backend's tensors are on the host.
+    auto view() const { return value.view(); }
+    Value value;      ///< the value, a tensor of the backend
+    Index node = -1;  ///< the number of the node that computed it; -1: a constant, which has no derivative
+  };
 
-  /// Returns the moments and the number of steps, on the host. Allocates.
-  OptimizerState<T> state() const {
-    OptimizerState<T> out{{}, steps_};
-    for (const Moments& m : moments_)
-      out.moments.push_back(
-          m.first.empty() ? typename OptimizerState<T>::Moments{}
-                          : typename OptimizerState<T>::Moments{context_.output(m.first), context_.output(m.second)});
-    return out;
-  }
-  /// Continues from this state. Allocates the moments in the context.
-  void set_state(OptimizerState<T> state) {
-    steps_ = state.steps;
-    moments_.clear();
-    for (auto& m : state.moments)
-      moments_.push_back(m.first.size() == 0
-                             ? Moments{}
-                             : Moments{context_.input(std::move(m.first)), context_.input(std::move(m.second))});
-  }
-  /// Returns the number of steps that changed something.
-  std::int64_t steps() const { return steps_; }
+  /// Makes an empty tape over a backend, which must outlive it. `train` says whether primitives compute their training
+  /// form.
+  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true)
+      : training(train), backend_(backend), seed_(seed) {}
+  Autodiff(const Autodiff&) = delete;
+  Autodiff& operator=(const Autodiff&) = delete;
 
-  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. If that norm is
-  /// not finite, the whole step is skipped (weights, moments and statistics stay) and the caller must report it. Throws
-  /// `Error` for a learning rate that is not finite, and for parameters that cannot be trained where they are.
+  /// Says whether primitives compute their training form: dropout, and the batch's statistics in batch norm.
+  const bool training;
+  /// Says whether encoders keep only the input of each block and recompute the block in the backward pass (see
+  /// `recompute`). It needs up to a third more time, and the memory of one block's intermediate values instead of all.
+  bool recompute_blocks = false;
+  /// Returns the backend.
+  B& backend() { return backend_; }
+  /// Returns the backend's host memory.
+  Arena& arena() { return backend_.arena(); }
+  /// Returns the number of threads of the backend.
+  int threads() const { return backend_.threads(); }
+  /// Says whether the backend computes with parameters on the host.
+  static constexpr bool computes_on_host = B::computes_on_host;
+
+  // -- parameters ---------------------------------------------------------------------------------------------------
+  /// Prepares a model to be trained. Throws `Error` for a `storage` that rounds its parameters.
   template <class Model>
-  double step(Model& model, double learning_rate) {
-    require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
-    std::vector<const Parameter<T>*> all, weights;
-    std::vector<AdamWUpdate<typename Context::Tensor, T>> updates;
-    model.parameters([&](std::string_view name, Parameter<T>& p) {
-      require(p.can_train(), "adamw: ", name,
-              " is prepared to run, a model on the host or prepared for training expected");
-      all.push_back(&p);
-      if (p.role() == Role::weight && p.trainable) weights.push_back(&p);
+  void prepare(Model& model, Storage storage = Storage::full) {
+    require(storage == Storage::full, "prepare: ", to_name(storage), " given, weights in full expected to train");
+    backend_.prepare_training(model);
+  }
+  /// Moves the parameters of a model back to the host.
+  template <class Model>
+  void fetch(Model& model) {
+    backend_.fetch(model);
+  }
+
+  // -- values -------------------------------------------------------------------------------------------------------
+  /// Returns a borrowed matrix as a constant. The matrix must outlive everything that is computed from it.
+  Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
+  /// Returns a copy of a temporary matrix as a constant.
+  Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
+  /// Returns a tensor unchanged.
+  Tensor input(Tensor x) { return x; }
+  /// Returns a value of the backend as a constant, which has no derivative.
+  Tensor constant(Value x) { return {std::move(x), -1}; }
+  /// Returns a constant (rows, cols) whose elements all have this value.
+  Tensor fill(Index rows, Index cols, double value) { return {backend_.fill(rows, cols, value), -1}; }
+  /// Returns the sinusoids of positions (rows, width) as a constant.
+  Tensor sinusoids(const RowPositions& positions, Index width) { return {backend_.sinusoids(positions, width), -1}; }
+  /// Returns the table of `rotate` (rows, width) as a constant.
+  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs,
+                      const RotaryRates& rates = {}) {
+    return {backend_.rotary_table(positions, width, rate_width, pairs, rates), -1};
+  }
+  /// Returns the values as a matrix of the host. Allocates.
+  Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
+  /// Writes the values, row by row, to memory of the host.
+  void read(const Tensor& x, std::span<Scalar> values) { backend_.read(x.value, values); }
+  /// Returns the value of a (1, 1) tensor.
+  double number(const Tensor& x) { return backend_.number(x.value); }
+  /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
+  void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value, columns); }
+  /// Returns a borrowed matrix as a variable, whose derivative `gradient` returns after `backward`.
+  Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
+  /// Returns a copy of a temporary matrix as a variable, whose derivative `gradient` returns after `backward`.
+  Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
+  /// Returns the derivative by a variable, which is empty if the loss does not depend on it. Throws `Error` for a
+  /// constant and for an intermediate value, whose derivative is not kept.
+  const Value& gradient(const Tensor& variable) const {
+    require(variable.node >= 0, "gradient: of a constant; of a variable expected");
+    const Node& node = nodes_[place(variable)];
+    require(node.leaf, "gradient: of an intermediate value, which is not kept; of a variable expected");
+    return node.gradient;
+  }
+
+  /// Computes the derivatives of weight * loss (1, 1) and adds them to the gradients of all trainable parameters and
+  /// variables that the loss depends on. The recorded nodes can be used once only.
+  void backward(const Tensor& loss, double weight = 1) {
+    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
+            "), expected (1, 1)");
+    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
+    unused(loss).gradient = backend_.fill(1, 1, weight);
+    walk_back(0);
+  }
+  /// Clears the tape. Earlier values stay valid, but what is computed from them later has no derivative by anything
+  /// before.
+  void clear() {
+    cleared_ += static_cast<Index>(nodes_.size());
+    nodes_.clear();
+  }
+
+  /// Returns f(x), for which the tape keeps only x: the backward pass recomputes the intermediate values (Chen et al.
+  /// 2016). Values, derivatives and statistics are bit for bit those of f(x) if f is deterministic. f takes and returns
+  /// a Tensor, and must own everything that it uses.
+  template <class F>
+  Tensor recompute(const Tensor& x, F f) {
+    const std::size_t begin = nodes_.size();
+    const std::uint64_t first_call = calls_;
+    Tensor y = f(x);
+    const bool recorded = needs(y) && place(y) >= begin;
+    nodes_.resize(begin);
+    if (!recorded) return y;
+    return op(std::move(y.value), true, [this, x, first_call, f = std::move(f)](Value dy) {
+      const std::size_t at = nodes_.size();
+      const bool wanted = needs(x);
+      const Tensor start = wanted ? record(x.value, nullptr) : x;
+      // The gradient that x has already comes first, so that sums have the same order as without recomputation.
+      if (wanted) nodes_[at].gradient = std::move(unused(x).gradient);
+      give(again(f, start, first_call), std::move(dy));
+      walk_back(at);
+      if (wanted) unused(x).gradient = std::move(nodes_[at].gradient);
+      nodes_.resize(at);
     });
-    const double norm = context_.gradient_norm(weights);
-    if (!std::isfinite(norm)) {
-      context_.clear_gradients(all);
-      return norm;
-    }
-    if (moments_.size() < all.size()) moments_.resize(all.size());
-    std::size_t i = 0;
-    model.parameters([&](std::string_view, Parameter<T>& p) {
-      updates.push_back({&p, &moments_[i].first, &moments_[i].second});
-      ++i;
+  }
+
+  // -- primitives, as documented at Context -------------------------------------------------------------------------
+  /// Names the type of a parameter.
+  using P = Parameter<Scalar>;
+
+  /// Returns x W^T + b, then the activation if one is given, and records its derivative.
+  Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
+    if (kind) return activation(*kind, linear(x, weight, bias));
+    return op(backend_.linear(x.value, weight, bias), needs(x) || trains(weight) || trains(bias),
+              [this, x, &weight, bias](const Value& dy) {
+                give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
+              });
+  }
+  /// Returns ReLU, SiLU or GELU of each element, and records its derivative.
+  Tensor activation(Activation kind, const Tensor& x) {
+    return op(backend_.activation(kind, x.value), needs(x),
+              [this, kind, x](Value dy) { give(x, backend_.activation_backward(kind, std::move(dy), x.value)); });
+  }
+  /// Returns a * sigmoid(b) of x = [a, b], and records its derivative.
+  Tensor glu(const Tensor& x) {
+    return op(backend_.glu(x.value), needs(x),
+              [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
+  }
+  /// Returns the layer norm of each row, and records its derivative.
+  Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
+    Value moments;
+    Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
+    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
+              [this, x, &weight, &bias, moments](const Value& dy) {
+                give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
+              });
+  }
+  /// Returns the root-mean-square norm of each row, and records its derivative.
+  Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
+    Value inverses;
+    Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
+    return op(std::move(y), needs(x) || trains(weight), [this, x, &weight, inverses](const Value& dy) {
+      give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
     });
-    ++steps_;
-    context_.adamw(updates, {learning_rate, config_.beta1, config_.beta2, config_.eps, config_.weight_decay,
-                             config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1, steps_});
-    return norm;
+  }
+  /// Returns the batch norm of each channel, and records its derivative. In training it uses the statistics of the
+  /// batch and accumulates the update of the running statistics, unless these are frozen.
+  Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
+    Value moments;
+    const bool of_batch = training && p.running_mean.trainable;  // frozen running statistics are used instead
+    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
+    return op(std::move(y), needs(x) || trains(p.weight) || trains(p.bias), [this, x, p, moments](const Value& dy) {
+      give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
+    });
+  }
+  /// Returns the norm of each channel over each sequence, and records its derivative.
+  Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
+    Value moments;
+    Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
+    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
+              [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
+                give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
+              });
+  }
+  /// Returns a convolution over time, and records its derivative.
+  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
+                const Sequences& to) {
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || trains(weight) || trains(bias),
+              [this, x, &weight, bias, shape, from, to](const Value& dy) {
+                give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
+              });
+  }
+  /// Returns a 3 x 3 convolution over (time, frequency), then the activation if one is given, and records its
+  /// derivative.
+  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
+                const Sequences& to, std::optional<Activation> kind = {}) {
+    // The result of ReLU shows where its derivative is 0, so its input need not be kept.
+    const bool relu = kind == Activation::relu;
+    if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
+    Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
+    return op(y, needs(x) || trains(weight) || trains(bias),
+              [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
+                if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
+                give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
+              });
+  }
+  /// Returns a depthwise convolution over time, and records its derivative.
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
+                        const DepthwiseShape& shape) {
+    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
+              needs(x) || trains(weight) || trains(bias), [this, x, &weight, bias, sequences, shape](const Value& dy) {
+                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
+              });
+  }
+  /// Returns softmax attention, and records its derivative. `dropout` is the dropout probability of the attention
+  /// weights in training.
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
+                                           relative.query.value, relative.packed};
+    const DropoutMask mask = next_mask(dropout);
+    Value logsumexp;
+    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, logsumexp);
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
+                        trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed,
+              [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
+                auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term,
+                                                  mask, logsumexp);
+                give(q, std::move(d.dq));
+                give(k, std::move(d.dk));
+                give(v, std::move(d.dv));
+                if (!table.empty()) give(table, std::move(d.dtable));
+                if (!term.query.empty()) give(query, std::move(d.dposition_q));
+              });
+  }
+  /// Returns linear attention, and records its derivative.
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                       const Sequences& sequences) {
+    return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
+              [=, this](const Value& dy) {
+                auto d = backend_.linear_attend_backward(dy, q.value, k.value, v.value, shape, sequences);
+                give(q, std::move(d.dq));
+                give(k, std::move(d.dk));
+                give(v, std::move(d.dv));
+              });
+  }
+  /// Returns the product of every head with its matrix, and records its derivative.
+  Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
+    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || trains(weight) || trains(bias),
+              [this, x, &weight, bias, shape](const Value& dy) {
+                give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
+              });
+  }
+  /// Returns row ids[r] of a weight in row r, and records its derivative.
+  Tensor embed(std::span<const int> ids, const P& weight) {
+    return op(backend_.embed(ids, weight), trains(weight),
+              [this, kept = std::vector<int>(ids.begin(), ids.end()), &weight](const Value& dy) {
+                backend_.embed_backward(dy, kept, weight);
+              });
+  }
+  /// Returns x rotated by a table of angles, and records its derivative by x.
+  Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
+    return op(backend_.rotate(x.value, table.value, pairs), needs(x),
+              [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
+                give(xn, backend_.rotate(dy, table.value, pairs, -1));
+              });
+  }
+  /// Returns [a_h, b_h] for every head h, and records its derivative.
+  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
+    return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
+              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(),
+               num_heads, b_heads](const Value& dy) {
+                auto d = backend_.concat_backward(dy, ac, bc, num_heads, b_heads);
+                give(an, std::move(d.da));
+                give(bn, std::move(d.db));
+              });
+  }
+  /// Returns x with elements dropped in training, and records its derivative.
+  Tensor dropout(Tensor x, double probability) {
+    const DropoutMask mask = next_mask(probability);
+    if (!mask.any()) return x;
+    const Tensor xn(Value(), x.node);
+    return op(backend_.dropout_train(std::move(x.value), mask), needs(xn),
+              [this, xn, mask](Value dy) { give(xn, backend_.dropout_train(std::move(dy), mask)); });
+  }
+  /// Returns x + scale * y, and records its derivative.
+  Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
+    return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
+              [this, xn = Tensor(Value(), x.node), yn = Tensor(Value(), y.node), scale](const Value& dz) {
+                give(xn, dz);
+                if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
+              });
+  }
+  /// Returns x with a parameter added to every row, and records its derivative.
+  Tensor add_row(const Tensor& x, const P& row) {
+    return op(backend_.add_row(x.value, row), needs(x) || trains(row),
+              [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
+                backend_.add_row_backward(dy, row);
+                give(xn, dy);
+              });
+  }
+  /// Returns the elementwise product of x and y, and records its derivative.
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
+      if (needs(x)) give(x, backend_.multiply(dz, y.value));
+      if (needs(y)) give(y, backend_.multiply(dz, x.value));
+    });
+  }
+  /// Returns the columns first .. first + count - 1 of x, and records its derivative.
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    return op(backend_.columns(x.value, first, count), needs(x),
+              [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
+                give(xn, backend_.columns_backward(dy, first, cols));
+              });
+  }
+  /// Returns sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, and records its derivative.
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate),
+              [=, this](const Value& dout) {
+                auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
+                give(x, std::move(d.dx));
+                give(y, std::move(d.dy));
+                give(gate, std::move(d.dgate));
+              });
+  }
+  /// Returns factor * x, and records its derivative.
+  Tensor scale(const Tensor& x, double factor) {
+    return op(backend_.scale(x.value, factor), needs(x), [this, xn = Tensor(Value(), x.node), factor](Value dy) {
+      give(xn, backend_.scale(std::move(dy), factor));
+    });
+  }
+  /// Returns the log softmax of each row, and records its derivative.
+  Tensor log_softmax(const Tensor& x) {
+    Value y = backend_.log_softmax(x.value);
+    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) {
+      give(xn, backend_.log_softmax_backward(dy, y));
+    });
+  }
+  /// Returns the CTC losses (sequences, 1), and records their derivative.
+  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
+    Value derivative;
+    Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
+    return op(std::move(losses), needs(logits),
+              [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
+                give(xn, backend_.ctc_backward(dy, sequences, derivative));
+              });
+  }
+  /// Returns the cross entropies (rows, 1), and records their derivative.
+  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape) {
+    Value log_probs;
+    Value losses = backend_.cross_entropy(logits.value, targets, shape, &log_probs);
+    return op(
+        std::move(losses), needs(logits),
+        [this, xn = Tensor(Value(), logits.node), log_probs, kept = std::vector<int>(targets.begin(), targets.end()),
+         shape](const Value& dy) { give(xn, backend_.cross_entropy_backward(dy, log_probs, kept, shape)); });
+  }
+  /// Returns the mean of all elements with infinite ones as 0, and records its derivative.
+  Tensor mean_finite(const Tensor& x) {
+    return op(backend_.mean_finite(x.value), needs(x),
+              [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
   }
 
  private:
-  struct Moments {
-    typename Context::Tensor first{}, second{};
+  /// Computes the derivatives by a primitive's arguments from the derivative by its result.
+  struct Step {
+    virtual ~Step() = default;
+    virtual void backward(Value gradient) = 0;
+  };
+  /// Holds a callable as a step.
+  template <class F>
+  struct StepOf final : Step {
+    explicit StepOf(F f) : function(std::move(f)) {}
+    void backward(Value gradient) override { function(std::move(gradient)); }
+    F function;
+  };
+  /// Holds a step and the gradient of its result.
+  struct Node {
+    std::unique_ptr<Step> step;  // null for a leaf, and after it was used
+    Value gradient;              // kept for a leaf only
+    bool leaf;
   };
 
-  Context& context_;
-  AdamWConfig config_;
-  std::vector<Moments> moments_;
-  std::int64_t steps_ = 0;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Returns the mean cross entropy, (1, 1), in nats, of the rows whose target is not ignored: `cross_entropy_loss(tape,
-/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0. An
-/// infinite loss, of logits that overflowed, counts as 0.
-template <class Context, class Tensor>
-auto cross_entropy_loss(Context& context, const Tensor& logits, std::span<const int> targets,
-                        const CrossEntropyShape& shape = {}) {
-  const auto ignored = std::count(targets.begin(), targets.end(), shape.ignored);
-  const auto rows = static_cast<double>(targets.size()), counted = rows - static_cast<double>(ignored);
-  const auto mean = context.mean_finite(context.cross_entropy(logits, targets, shape));
-  return ignored == 0 ? mean : context.scale(mean, rows / std::max(1.0, counted));
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Returns the mean CTC loss of a batch, (1, 1), from the logits of a model (Graves et al. 2006): `ctc_loss(tape,
-/// model(tape, x, sequences), labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's
-/// zero_infinity.
-template <class Context, class Logits>
-auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int blank = 0) {
-  return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Names how the learning rate falls after its linear warm-up.
-enum class Decay {
-  cosine,  ///< along half a cosine to a hundredth at the last step (Loshchilov and Hutter 2017)
-  noam,    ///< with the inverse square root of the step (Vaswani et al. 2017, equation 3; the peak is given directly)
-};
-/// Names the values of Decay.
-constexpr auto enum_names(Decay) {
-  return std::to_array<EnumName<Decay>>({{Decay::cosine, "cosine"}, {Decay::noam, "noam"}});
-}
-
-/// Computes the learning rate of a step: linear from 0 to `peak` in `warmup_steps`, then falling.
-struct Schedule {
-  double peak = 1e-3;               ///< highest learning rate
-  std::int64_t warmup_steps = 100;  ///< steps of linear growth
-  Decay decay = Decay::cosine;      ///< how it falls afterwards
-  std::int64_t total_steps = 1000;  ///< the step at which the cosine ends; Noam has no end
-
-  /// Lists the members for JSON.
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("peak", self.peak);
-    visit("warmup_steps", self.warmup_steps);
-    visit("decay", self.decay);
-    visit("total_steps", self.total_steps);
+  /// Returns whether a parameter gets a gradient. Throws `Error` if it is trainable but was prepared to run.
+  static bool trains(const P& p) {
+    require(!p.trainable || p.can_train(),
+            "autodiff: a weight prepared to run given, one on the host or prepared for training expected");
+    return p.trainable;
+  }
+  static bool trains(const P* p) { return p != nullptr && trains(*p); }
+  /// Returns whether a derivative by x is needed, which is false for constants and for values from before `clear`.
+  bool needs(const Tensor& x) const { return x.node >= cleared_; }
+  std::size_t place(const Tensor& x) const {
+    require(x.node >= cleared_ && x.node < cleared_ + static_cast<Index>(nodes_.size()),
+            "autodiff: a value of another tape, or from before clear()");
+    return static_cast<std::size_t>(x.node - cleared_);
+  }
+  Node& unused(const Tensor& x) {
+    Node& node = nodes_[place(x)];
+    require(node.leaf || node.step != nullptr,
+            "backward: this value was used up by an earlier backward(); compute it again");
+    return node;
   }
 
-  /// Returns the learning rate of step `step`, counted from 1.
-  double operator()(std::int64_t step) const {
-    const double s = static_cast<double>(step), w = static_cast<double>(std::max<std::int64_t>(1, warmup_steps));
-    if (step <= warmup_steps) return peak * s / w;
-    if (decay == Decay::noam) return peak * std::sqrt(w / s);
-    const double left = std::max(1.0, static_cast<double>(total_steps - warmup_steps));
-    const double progress = std::clamp((s - w) / left, 0.0, 1.0);
-    return peak * (0.01 + 0.99 * 0.5 * (1 + std::cos(std::numbers::pi * progress)));
+  /// Returns f(x) computed as before: with the same dropout, and without a second update of statistics.
+  template <class F>
+  Tensor again(F& f, const Tensor& x, std::uint64_t first_call) {
+    struct Restore {
+      Autodiff& tape;
+      std::uint64_t calls;
+      bool again;
+      ~Restore() {
+        tape.calls_ = calls;
+        tape.again_ = again;
+      }
+    };
+    const Restore restore{*this, std::exchange(calls_, first_call), std::exchange(again_, true)};
+    return f(x);
   }
+
+  /// Runs the steps from the end of the tape back to node `begin`, each of which is used up.
+  void walk_back(std::size_t begin) {
+    for (std::size_t i = nodes_.size(); i-- > begin;) {
+      if (nodes_[i].step == nullptr) continue;
+      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
+      Value gradient = std::move(nodes_[i].gradient);
+      nodes_[i].gradient = Value();
+      if (!gradient.empty()) step->backward(std::move(gradient));
+    }
+  }
+
+  Tensor record(Value value, std::unique_ptr<Step> step) {
+    const bool leaf = step == nullptr;
+    nodes_.push_back({std::move(step), Value(), leaf});
+    return {std::move(value), cleared_ + static_cast<Index>(nodes_.size()) - 1};
+  }
+  /// Returns a result. Its derivative is recorded only if one of its arguments needs one.
+  template <class F>
+  Tensor op(Value value, bool needed, F&& backward) {
+    if (!needed) return {std::move(value), -1};
+    return record(std::move(value), std::make_unique<StepOf<std::remove_cvref_t<F>>>(std::forward<F>(backward)));
+  }
+  /// Adds to the gradient of x.
+  void give(const Tensor& x, Value gradient) {
+    if (!needs(x)) return;
+    Value& sum = unused(x).gradient;
+    sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
+  }
+  DropoutMask next_mask(double probability) {
+    return DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
+  }
+
+  B& backend_;
+  Seed seed_;
+  std::uint64_t calls_ = 0;
+  std::vector<Node> nodes_;
+  bool again_ = false;  // whether `recompute` is recomputing
+  Index cleared_ = 0;   // nodes that `clear` has dropped; their numbers are not reused
 };
 
 }  // namespace LACONIC_ABI
@@ -15490,6 +14454,7 @@ class Runnable {
 
 #include <Eigen/Eigenvalues>
 
+#include <numeric>
 #include <tuple>
 
 // Dense linear algebra of conversions: whole matrices of double in, whole matrices out. Eigen's expressions of products
@@ -17479,6 +16444,1053 @@ Conversion<Target> convert(Recorder<Context>& context, const Source& source, con
   return detail::convert_on<Target>(context, source, method, numbers,
                                     detail::SpeechInput<typename Source::Scalar>{features, sequences}, false);
 }
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Requires what greedy decoding, sampling and beam search need: the logits that follow the tokens of a slot.
+///   append(tokens, slots)   appends the tokens of sequence n to slots[n] and returns the logits (slots, vocab_size) of
+///                           the token after the last of each
+///   begin(slot, n)          empties a slot for sequence n of a caller's list
+///   fork(from, to)          makes slot `to` hold what slot `from` holds
+///   slots(), vocab_size(), room(slot)   the number of slots, of tokens, and of tokens that a slot can still take
+///   context()               the context of the logits
+template <class D>
+concept TokenPredictor = requires(D& d, const D& constant, const TokenRows& tokens, std::span<const Index> slots,
+                                  Index slot) {
+  { d.append(tokens, slots) } -> std::convertible_to<typename D::Tensor>;
+  d.begin(slot, slot);
+  d.fork(slot, slot);
+  { constant.slots() } -> std::convertible_to<Index>;
+  { constant.vocab_size() } -> std::convertible_to<Index>;
+  { constant.room(slot) } -> std::convertible_to<Index>;
+  d.context();
+};
+
+/// Holds the sizes of a TokenDecoder.
+struct TokenDecoderConfig {
+  Index slots = 1;                  ///< sequences at a time
+  Index max_tokens = 0;             ///< tokens of a sequence; 0: the model's max_positions
+  Storage storage = Storage::full;  ///< how keys, values and latents are stored
+};
+
+/// Runs a language model token by token: each slot holds the keys and values, or the latents, of one sequence, so that
+/// a token costs one pass over one row.
+///
+///     TokenDecoder decoder(cpu, model, {.slots = 2});
+///     auto logits = decoder.append({prompt, Sequences{5}}, std::array{Index{0}});   // (1, vocab_size)
+///
+/// Construction allocates. A warm `append` takes memory from the context's pool only. The logits are those of a pass
+/// over the whole sequence; with attention over latents, up to rounding. Latents are expanded for a long prompt and not
+/// for single tokens, whichever costs each sequence less, whatever the others do.
+template <class Model, StreamingContext Context_ = Cpu<typename Model::Scalar>>
+class TokenDecoder {
+ public:
+  using Context = Context_;                 ///< the context that computes
+  using Tensor = typename Context::Tensor;  ///< the type of logits
+
+  /// Makes empty slots for a model. Context and model must outlive this. Allocates. Throws Error for sizes out of
+  /// range.
+  TokenDecoder(Context& context, const Model& model, const TokenDecoderConfig& config = {})
+      : context_(context),
+        model_(model),
+        max_tokens_(checked(model, config)),
+        state_(context, model, StateShape{config.slots, max_tokens_, std::nullopt, config.storage}),
+        counts_(static_cast<std::size_t>(config.slots)) {
+    firsts_.reserve(counts_.size());
+  }
+
+  /// Returns the context that computes.
+  Context& context() { return context_; }
+  /// Returns the number of slots.
+  Index slots() const { return static_cast<Index>(counts_.size()); }
+  /// Returns the number of tokens that the model knows.
+  Index vocab_size() const { return model_.config().vocab_size; }
+  /// Returns the tokens that a slot holds.
+  Index count(Index slot) const { return counts_[checked_slot(slot)]; }
+  /// Returns the tokens that a slot can still take.
+  Index room(Index slot) const { return max_tokens_ - count(slot); }
+  /// Returns the bytes that the slots hold, all layers.
+  Index cache_bytes() const { return state_.attention_bytes(); }
+
+  /// Empties a slot for a new sequence, whatever its number.
+  void begin(Index slot, Index = 0) {
+    counts_[checked_slot(slot)] = 0;
+    state_.clear(context_, slot);
+  }
+  /// Makes slot `to` hold what slot `from` holds.
+  void fork(Index from, Index to) {
+    counts_[checked_slot(to)] = counts_[checked_slot(from)];
+    if (from != to) state_.fork(context_, from, to);
+  }
+
+  /// Appends the tokens of sequence n, at least one, to slots[n]. Returns the logits (slots, vocab_size) of the token
+  /// that follows the last of each. Throws Error for a slot that does not exist, is named twice or has no room, for an
+  /// id that is no token, and for a sequence without tokens. Where computing fails, for lack of memory or for an id
+  /// that is no token, the slots are empty afterwards.
+  Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
+    const Sequences& sequences = tokens.sequences;
+    require(sequences.size() == static_cast<Index>(slots.size()), "token decoder: ", sequences.size(),
+            " sequences given for ", slots.size(), " slots");
+    firsts_.clear();
+    for (std::size_t n = 0; n < slots.size(); ++n) {
+      const Index more = sequences.length(static_cast<Index>(n));
+      require(more > 0, "token decoder: no tokens given for slot ", slots[n], ", at least one expected");
+      require(more <= room(slots[n]), "token decoder: ", more, " tokens given for slot ", slots[n],
+              ", which has room for ", room(slots[n]));
+      for (std::size_t i = 0; i < n; ++i)
+        require(slots[i] != slots[n], "token decoder: slot ", slots[n], " is named twice");
+      firsts_.push_back(count(slots[n]));
+    }
+    for (const int id : tokens.ids)
+      require(id >= 0 && id < vocab_size(), "token decoder: id ", id, " given, 0 to ", vocab_size() - 1, " expected");
+    try {
+      Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
+      const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
+      for (std::size_t n = 0; n < slots.size(); ++n)
+        counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
+      if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
+      Tensor last = context_.make(sequences.size(), rows.cols());
+      for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
+      return model_.logits(context_, last);
+    } catch (...) {  // some layers may hold the tokens and others not
+      for (const Index slot : slots) begin(slot);
+      throw;
+    }
+  }
+
+ private:
+  static Index checked(const Model& model, const TokenDecoderConfig& config) {
+    const Index max = model.config().max_positions;
+    require(config.slots > 0 && config.slots <= 1 << 24, "token decoder: ", config.slots, " slots given, 1 to ",
+            1 << 24, " expected");
+    require(config.max_tokens >= 0 && config.max_tokens <= max, "token decoder: max_tokens ", config.max_tokens,
+            " given, 1 to max_positions = ", max, " expected, or 0 for these");
+    const Index tokens = config.max_tokens > 0 ? config.max_tokens : max;
+    const Index bytes = Model::cache_bytes(model.config(), frames(tokens), config.storage);
+    require(bytes <= (Index{1} << 50) / config.slots, "token decoder: ", config.slots, " slots of ", bytes,
+            " bytes given, at most 2^50 bytes together expected");
+    return tokens;
+  }
+  std::size_t checked_slot(Index slot) const {
+    require(slot >= 0 && slot < slots(), "token decoder: slot ", slot, " given, 0 to ", slots() - 1, " expected");
+    return static_cast<std::size_t>(slot);
+  }
+
+  Context& context_;
+  const Model& model_;
+  Index max_tokens_;
+  typename Model::template State<Context> state_;
+  std::vector<Index> counts_, firsts_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how a beam search runs.
+struct BeamConfig {
+  Index beams = 4;                 ///< hypotheses that are kept at each step
+  Index max_new_tokens = 100;      ///< tokens after the prompt
+  std::optional<int> end_token{};  ///< ends a hypothesis, and is its last token
+  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the log probability
+};
+
+/// Holds one result of a beam search.
+struct Hypothesis {
+  std::vector<int> tokens;  ///< the tokens after the prompt
+  double score;             ///< log probability / tokens^length_penalty
+};
+
+/// Leaves the decoder's log probabilities as they are: see beam_search.
+struct DecoderScore {
+  /// There is nothing to keep.
+  struct State {};
+  /// Returns the state of the empty hypothesis.
+  State start() const { return {}; }
+  /// Changes nothing.
+  template <class T>
+  void add(const State&, std::span<T>) const {}
+  /// Returns the state of a hypothesis with one more token.
+  State extend(const State&, int) const { return {}; }
+};
+
+/// Continues a prompt by beam search and returns the hypotheses, best first, at most `beams`. The steps are those of
+/// Hugging Face's `generate` with early_stopping = False. The decoder needs a slot for each beam; beams share what they
+/// have in common by `fork`. `sequence` is the number that `begin` is told: for a SourceDecoder, that of the source.
+/// A scorer, such as CtcPrefixScorer, changes the log probabilities of the tokens that follow a hypothesis. Allocates.
+/// Throws Error for an empty prompt and for numbers that make no sense.
+template <TokenPredictor Decoder, class Scorer = DecoderScore>
+std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {},
+                                    Index sequence = 0, const Scorer& scorer = {}) {
+  using T = typename Decoder::Context::Scalar;
+  const Index vocab = decoder.vocab_size(), beams = config.beams;
+  require(beams > 0 && beams <= decoder.slots(), "beam search: ", beams, " beams given, 1 to the decoder's ",
+          decoder.slots(), " slots expected");
+  require(config.max_new_tokens >= 0, "beam search: max_new_tokens ", config.max_new_tokens,
+          " given, at least 0 expected");
+  require(std::isfinite(config.length_penalty), "beam search: length_penalty ", config.length_penalty,
+          " given, a finite number expected");
+  require(!prompt.empty(), "beam search: an empty prompt given, at least one token expected");
+
+  struct Beam {
+    std::vector<int> tokens;
+    double log_prob;
+    Index slot;
+    typename Scorer::State state;
+  };
+  struct Candidate {
+    double log_prob;
+    Index beam;
+    int token;
+  };
+  std::vector<Beam> live;
+  live.push_back({{}, 0.0, 0, scorer.start()});
+  std::vector<Hypothesis> done;
+  const auto score = [&](double log_prob, std::size_t length) {
+    return log_prob / std::pow(static_cast<double>(std::max<std::size_t>(1, length)), config.length_penalty);
+  };
+  const auto better = [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; };
+  const auto finish = [&](std::vector<int> tokens, double log_prob) {
+    const double s = score(log_prob, tokens.size());
+    done.insert(std::upper_bound(done.begin(), done.end(), Hypothesis{{}, s}, better), {std::move(tokens), s});
+    if (static_cast<Index>(done.size()) > beams) done.pop_back();
+  };
+
+  decoder.begin(0, sequence);
+  auto& context = decoder.context();
+  auto logits = decoder.append({prompt, Sequences{static_cast<Index>(prompt.size())}}, std::array{Index{0}});
+  std::vector<T> values;
+  std::vector<Candidate> candidates;
+  std::vector<int> ids;
+  std::vector<Index> slots;
+  for (Index step = 0; step < config.max_new_tokens; ++step) {
+    values.resize(live.size() * static_cast<std::size_t>(vocab));
+    context.read(context.log_softmax(logits), std::span<T>(values));
+    require(std::none_of(values.begin(), values.end(), [](T x) { return std::isnan(x); }),
+            "beam search: logits that are NaN given, numbers expected");
+    for (std::size_t b = 0; b < live.size(); ++b)
+      scorer.add(live[b].state,
+                 std::span(values).subspan(b * static_cast<std::size_t>(vocab), static_cast<std::size_t>(vocab)));
+    candidates.clear();
+    for (std::size_t b = 0; b < live.size(); ++b)
+      for (Index v = 0; v < vocab; ++v)
+        candidates.push_back(
+            {live[b].log_prob +
+                 static_cast<double>(values[b * static_cast<std::size_t>(vocab) + static_cast<std::size_t>(v)]),
+             static_cast<Index>(b), static_cast<int>(v)});
+    // Twice as many as beams: as many of them may end a hypothesis.
+    const std::size_t wanted = std::min(candidates.size(), static_cast<std::size_t>(2 * beams));
+    std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(wanted), candidates.end(),
+                      [](const Candidate& a, const Candidate& b) {
+                        if (a.log_prob != b.log_prob) return a.log_prob > b.log_prob;
+                        return a.beam != b.beam ? a.beam < b.beam : a.token < b.token;
+                      });
+    std::vector<Beam> next;
+    for (std::size_t i = 0; i < wanted && static_cast<Index>(next.size()) < beams; ++i) {
+      const Candidate& c = candidates[i];
+      std::vector<int> tokens = live[static_cast<std::size_t>(c.beam)].tokens;
+      tokens.push_back(c.token);
+      if (c.token == config.end_token) {
+        if (static_cast<Index>(i) < beams) finish(std::move(tokens), c.log_prob);
+      } else {
+        next.push_back({std::move(tokens), c.log_prob, c.beam,
+                        scorer.extend(live[static_cast<std::size_t>(c.beam)].state,
+                                      c.token)});  // its parent's number until it has a slot
+      }
+    }
+    if (next.empty()) return done;
+    const bool full = static_cast<Index>(done.size()) == beams;
+    if (full && done.back().score >= score(next.front().log_prob, next.front().tokens.size())) return done;
+
+    // The first child of a beam goes on in its slot; others get a copy in a slot that no beam goes on in.
+    std::vector<bool> used(static_cast<std::size_t>(beams), false), taken(live.size(), false);
+    std::vector<std::size_t> copies;
+    for (std::size_t i = 0; i < next.size(); ++i) {
+      const auto parent = static_cast<std::size_t>(next[i].slot);
+      next[i].slot = live[parent].slot;
+      if (taken[parent]) {
+        copies.push_back(i);
+      } else {
+        taken[parent] = true;
+        used[static_cast<std::size_t>(next[i].slot)] = true;
+      }
+    }
+    for (const std::size_t i : copies) {
+      const auto free = static_cast<Index>(std::find(used.begin(), used.end(), false) - used.begin());
+      decoder.fork(next[i].slot, free);
+      used[static_cast<std::size_t>(free)] = true;
+      next[i].slot = free;
+    }
+    live = std::move(next);
+    if (step + 1 == config.max_new_tokens || decoder.room(live.front().slot) == 0) break;
+    ids.clear();
+    slots.clear();
+    for (const Beam& beam : live) {
+      ids.push_back(beam.tokens.back());
+      slots.push_back(beam.slot);
+    }
+    const Sequences ones = Sequences::make(context.arena(), static_cast<Index>(live.size()), [](Index) { return 1; });
+    logits = decoder.append({ids, ones}, slots);
+  }
+  for (Beam& beam : live) finish(std::move(beam.tokens), beam.log_prob);
+  return done;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Scores hypotheses of a beam search by what a CTC head says of the same utterance: a hypothesis has (1 - weight)
+/// times the decoder's log probability plus weight times log of the probability that the text begins with it, summed
+/// over all alignments (Watanabe et al. 2017, section III.C; its algorithm 2). The blank is the token that begins and
+/// ends a sequence of the decoder.
+///
+///     const auto best = beam_search(decoder, std::array{0}, config, n, CtcPrefixScorer(log_probs, 0.3));
+class CtcPrefixScorer {
+ public:
+  /// Holds log probabilities of a hypothesis.
+  struct State {
+    std::vector<double> blank,  ///< that frames 0 to t hold just the hypothesis and end in a blank
+        all;                    ///< that frames 0 to t hold just the hypothesis
+    int last = -1;              ///< the last token
+    double score = 0;           ///< that the text begins with the hypothesis
+  };
+
+  /// Scores by log probabilities (frames, vocab_size) of one utterance, which are copied. weight from 0 to 1.
+  /// Allocates. Throws Error for a number out of range, for an utterance without frames, and for values that are no log
+  /// probabilities.
+  template <class T>
+  CtcPrefixScorer(const Matrix<T>& log_probs, double weight, int blank = 0)
+      : frames_(log_probs.rows()), vocab_(log_probs.cols()), blank_(blank), weight_(weight) {
+    require(weight >= 0 && weight <= 1, "CTC prefix scorer: weight ", weight, " given, 0 to 1 expected");
+    require(frames_ > 0, "CTC prefix scorer: no frames given, at least one expected");
+    require(blank >= 0 && blank < vocab_, "CTC prefix scorer: blank ", blank, " given, 0 to ", vocab_ - 1, " expected");
+    log_probs_.assign(log_probs.data(), log_probs.data() + log_probs.size());
+    require(std::none_of(log_probs_.begin(), log_probs_.end(), [](double x) { return std::isnan(x) || x > 1e-3; }),
+            "CTC prefix scorer: values that are NaN or above 0 given, log probabilities expected");
+  }
+
+  /// Returns the state of the empty hypothesis. Allocates.
+  State start() const {
+    State out;
+    double sum = 0;
+    for (Index t = 0; t < frames_; ++t) out.blank.push_back(sum += at(t, blank_));
+    out.all = out.blank;
+    return out;
+  }
+  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score. Throws
+  /// Error where the decoder knows another number of tokens than the CTC head.
+  template <class T>
+  void add(const State& state, std::span<T> log_probs) const {
+    require(static_cast<Index>(log_probs.size()) == vocab_, "CTC prefix scorer: a decoder of ", log_probs.size(),
+            " tokens given, ", vocab_, " expected, as the CTC head has");
+    for (Index token = 0; token < vocab_; ++token) {
+      T& value = log_probs[static_cast<std::size_t>(token)];
+      const double longer = prefix(state, static_cast<int>(token));
+      double joint = weight_ < 1 ? (1 - weight_) * static_cast<double>(value) : 0;
+      if (weight_ > 0) joint += longer == nothing ? nothing : weight_ * (longer - state.score);
+      value = static_cast<T>(joint);
+    }
+  }
+  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates. Throws Error for the
+  /// blank: the search must end a hypothesis with it (BeamConfig::end_token).
+  State extend(const State& state, int token) const {
+    require(token != blank_, "CTC prefix scorer: token ", token,
+            " goes on with a hypothesis, but it is the blank; it must be the search's end_token");
+    State out;
+    out.last = token;
+    out.score = prefix(state, token);
+    double in_token = nothing, in_blank = nothing;
+    for (Index t = 0; t < frames_; ++t) {
+      const double before = in_token;
+      in_token = kernels::log_add(in_token, reaching(state, token, t)) + at(t, token);
+      in_blank = kernels::log_add(in_blank, before) + at(t, blank_);
+      out.blank.push_back(in_blank);
+      out.all.push_back(kernels::log_add(in_token, in_blank));
+    }
+    return out;
+  }
+  /// Returns the log probability of all texts that begin with the hypothesis and this token; for the blank, of the
+  /// hypothesis itself as the whole text.
+  double prefix(const State& state, int token) const {
+    if (token == blank_) return state.all.back();
+    double sum = nothing;
+    for (Index t = 0; t < frames_; ++t) sum = kernels::log_add(sum, reaching(state, token, t) + at(t, token));
+    return sum;
+  }
+
+ private:
+  static constexpr double nothing = -std::numeric_limits<double>::infinity();
+
+  double at(Index frame, int token) const { return log_probs_[static_cast<std::size_t>(frame * vocab_ + token)]; }
+  /// Returns the log probability that the frames before t hold just the hypothesis, and a new token may begin at t: the
+  /// same token again needs a blank between.
+  double reaching(const State& state, int token, Index t) const {
+    if (t == 0) return state.last < 0 ? 0 : nothing;
+    const auto before = static_cast<std::size_t>(t - 1);
+    return token == state.last ? state.blank[before] : state.all[before];
+  }
+
+  Index frames_, vocab_;
+  int blank_;
+  double weight_;
+  std::vector<double> log_probs_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how the next token is drawn from its logits. The steps are those of Hugging Face's `generate`, in this order.
+struct SamplingConfig {
+  double temperature = 1;  ///< divides the logits; 0 takes the most probable token (greedy)
+  Index top_k = 0;         ///< keeps the k most probable tokens (Fan et al. 2018); 0: all
+  /// Keeps the most probable tokens whose probabilities sum to at least this (nucleus sampling, Holtzman et al. 2020).
+  double top_p = 1;
+
+  /// Throws Error for a number that makes no sense.
+  void check() const {
+    require(std::isfinite(temperature) && temperature >= 0, "sampling: temperature ", temperature,
+            " given, a number of at least 0 expected");
+    require(top_k >= 0, "sampling: top_k ", top_k, " given, at least 0 expected");
+    require(top_p > 0 && top_p <= 1, "sampling: top_p ", top_p, " given, more than 0 and at most 1 expected");
+  }
+};
+
+/// Draws tokens from logits. Memory is taken at construction only.
+class Sampler {
+ public:
+  /// Makes a sampler for `vocab_size` tokens. Allocates. Throws Error for numbers that make no sense.
+  Sampler(const SamplingConfig& config, Index vocab_size)
+      : config_(config), order_(checked(config, vocab_size)), probabilities_(order_.size()) {}
+
+  /// Returns a token drawn from these logits by a number in [0, 1). Among equal logits, the lower id comes first.
+  /// Throws Error for logits of another number, for one that is NaN, and where the largest is infinite.
+  template <class T>
+  int operator()(std::span<const T> logits, double uniform) {
+    require(logits.size() == order_.size(), "sampler: ", logits.size(), " logits given, ", order_.size(), " expected");
+    const auto best = std::max_element(logits.begin(), logits.end());
+    const auto finite = [](T x) { return !std::isnan(x); };
+    require(std::all_of(logits.begin(), logits.end(), finite) && std::isfinite(*best),
+            "sampler: logits that are NaN or infinite given, finite numbers expected");
+    if (config_.temperature == 0) return static_cast<int>(best - logits.begin());
+
+    std::iota(order_.begin(), order_.end(), 0);
+    auto end = order_.end();
+    if (config_.top_k > 0 || config_.top_p < 1) {  // otherwise the order does not matter
+      const auto before = [&](int a, int b) {
+        const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+        return x > y || (x == y && a < b);
+      };
+      if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
+        end = order_.begin() + config_.top_k;
+        std::nth_element(order_.begin(), end, order_.end(), before);
+      }
+      std::sort(order_.begin(), end, before);
+    }
+
+    const auto count = static_cast<std::size_t>(end - order_.begin());
+    double sum = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto logit = static_cast<double>(logits[static_cast<std::size_t>(order_[i])]);
+      sum += probabilities_[i] = std::exp((logit - static_cast<double>(*best)) / config_.temperature);
+    }
+    std::size_t kept = 0;
+    double kept_sum = 0;
+    while (kept < count && (config_.top_p == 1 || kept == 0 || kept_sum < config_.top_p * sum))
+      kept_sum += probabilities_[kept++];
+    double left = uniform * kept_sum;
+    for (std::size_t i = 0; i + 1 < kept; ++i) {
+      left -= probabilities_[i];
+      if (left < 0) return order_[i];
+    }
+    return order_[kept - 1];
+  }
+
+ private:
+  static std::size_t checked(const SamplingConfig& config, Index vocab_size) {
+    config.check();
+    require(vocab_size > 0, "sampler: ", vocab_size, " tokens given, at least 1 expected");
+    return static_cast<std::size_t>(vocab_size);
+  }
+
+  SamplingConfig config_;
+  std::vector<int> order_;
+  std::vector<double> probabilities_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how sequences are continued.
+struct GenerationConfig {
+  Index max_new_tokens = 100;        ///< tokens after the prompt; a slot without room ends a sequence sooner
+  std::optional<int> end_token{};    ///< ends a sequence, and is its last token
+  SamplingConfig sampling{0, 0, 1};  ///< how each token is drawn; greedy by default
+  Seed seed{};                       ///< the source of all draws
+};
+
+/// Continues prompts by greedy decoding or sampling, as many at a time as the decoder has slots. Returns the new tokens
+/// of each. What a sequence draws depends on the seed and on its number only, not on the others. A warm decoder takes
+/// no memory for a token; the results are allocated. Throws Error for an empty prompt, and for one that has no room.
+template <TokenPredictor Decoder>
+std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::vector<int>> prompts,
+                                       const GenerationConfig& config = {}) {
+  using T = typename Decoder::Context::Scalar;
+  require(config.max_new_tokens >= 0, "generate: max_new_tokens ", config.max_new_tokens,
+          " given, at least 0 expected");
+  for (std::size_t n = 0; n < prompts.size(); ++n)
+    require(!prompts[n].empty(), "generate: prompt ", n, " is empty, at least one token expected");
+  const auto vocab = static_cast<std::size_t>(decoder.vocab_size()), slots = static_cast<std::size_t>(decoder.slots());
+  Sampler sample(config.sampling, decoder.vocab_size());
+  std::vector<std::vector<int>> out(prompts.size());
+  std::vector<T> logits(slots * vocab);
+  std::vector<Index> live, free;
+  std::vector<std::size_t> sequence_of(slots);
+  std::vector<int> ids;
+  live.reserve(slots);
+  ids.reserve(slots);
+  for (std::size_t s = slots; s-- > 0;) free.push_back(static_cast<Index>(s));
+
+  // Takes the next token of each of these slots from the logits. goes_on(slot) is called for those that do.
+  const auto take = [&](std::span<const Index> slots_of_rows, const auto& tensor, auto&& goes_on) {
+    const std::span<T> values(logits.data(), slots_of_rows.size() * vocab);
+    decoder.context().read(tensor, values);
+    for (std::size_t r = 0; r < slots_of_rows.size(); ++r) {
+      const Index slot = slots_of_rows[r];
+      const std::size_t n = sequence_of[static_cast<std::size_t>(slot)];
+      const Random random(config.seed / static_cast<Index>(n), "generate");
+      const int token = sample(std::span<const T>(values.subspan(r * vocab, vocab)), random.uniform(out[n].size()));
+      out[n].push_back(token);
+      const bool ends = token == config.end_token || static_cast<Index>(out[n].size()) >= config.max_new_tokens ||
+                        decoder.room(slot) == 0;
+      if (ends)
+        free.push_back(slot);
+      else
+        goes_on(slot);
+    }
+  };
+
+  std::size_t next = 0;
+  while (next < prompts.size() || !live.empty()) {
+    for (; next < prompts.size() && !free.empty(); ++next) {
+      if (config.max_new_tokens == 0) continue;
+      const std::array<Index, 1> slot{free.back()};
+      free.pop_back();
+      sequence_of[static_cast<std::size_t>(slot[0])] = next;
+      decoder.begin(slot[0], static_cast<Index>(next));
+      const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
+      out[next].reserve(static_cast<std::size_t>(std::min(config.max_new_tokens, decoder.room(slot[0]) + 1)));
+      take(slot, tensor, [&](Index s) { live.push_back(s); });
+    }
+    if (live.empty()) continue;
+    ids.clear();
+    for (const Index slot : live) ids.push_back(out[sequence_of[static_cast<std::size_t>(slot)]].back());
+    const Sequences ones =
+        Sequences::make(decoder.context().arena(), static_cast<Index>(live.size()), [](Index) { return 1; });
+    const auto tensor = decoder.append({ids, ones}, live);
+    std::size_t kept = 0;
+    take(live, tensor, [&](Index s) { live[kept++] = s; });
+    live.resize(kept);
+  }
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Runs an AttentionDecoder token by token. Each slot holds the earlier tokens of one sequence and reads one source;
+/// slots that read the same source, such as the beams of a search, share its memory. `slots` of the configuration
+/// counts all beams of all sources that are decoded together.
+///
+///     SourceDecoder decoder(cpu, model.decoder, {.slots = 4});
+///     decoder.listen(encoded, sources);                       // the output of an encoder
+///     auto best = beam_search(decoder, std::array{start}, config, 2);   // of source 2
+///
+/// `generate` gives prompt n source n. Construction and `listen` allocate; a warm `append` takes memory from the
+/// context's pool only.
+template <class Decoder, StreamingContext Context_ = Cpu<typename Decoder::Scalar>>
+class SourceDecoder {
+ public:
+  using Context = Context_;                 ///< the context that computes
+  using Tensor = typename Context::Tensor;  ///< the type of logits
+
+  /// Makes empty slots and no sources. Context and decoder must outlive this. Allocates. Throws Error for sizes out of
+  /// range.
+  SourceDecoder(Context& context, const Decoder& decoder, const TokenDecoderConfig& config = {})
+      : reader_{decoder}, tokens_(context, reader_, config) {
+    reader_.source_of.assign(static_cast<std::size_t>(slots()), Reader::none);
+    order_.reserve(static_cast<std::size_t>(slots()));
+    sorted_.reserve(static_cast<std::size_t>(slots()));
+  }
+  SourceDecoder(const SourceDecoder&) = delete;
+  SourceDecoder& operator=(const SourceDecoder&) = delete;
+
+  /// Takes the rows (rows, d_model) of new sources in place of the old ones, computes what the decoder needs of them,
+  /// and empties all slots. Allocates. Throws Error for rows that do not fit and for a source without rows; the old
+  /// sources then remain.
+  void listen(const Tensor& rows, const Sequences& sources) {
+    require(rows.rows() == sources.rows(), "source decoder: ", rows.rows(), " rows given, their sequences have ",
+            sources.rows());
+    for (Index n = 0; n < sources.size(); ++n)
+      require(sources.length(n) > 0, "source decoder: source ", n, " has no rows, at least one expected");
+    reader_.listen(context(), rows, sources);
+    for (Index slot = 0; slot < slots(); ++slot) tokens_.begin(slot);
+  }
+
+  /// Returns the context that computes.
+  Context& context() { return tokens_.context(); }
+  /// Returns the number of slots.
+  Index slots() const { return tokens_.slots(); }
+  /// Returns the number of sources.
+  Index sources() const { return reader_.sources.size(); }
+  /// Returns the number of tokens that the decoder knows.
+  Index vocab_size() const { return tokens_.vocab_size(); }
+  /// Returns the tokens that a slot holds.
+  Index count(Index slot) const { return tokens_.count(slot); }
+  /// Returns the tokens that a slot can still take.
+  Index room(Index slot) const { return tokens_.room(slot); }
+  /// Returns the bytes that the slots hold, all layers.
+  Index cache_bytes() const { return tokens_.cache_bytes(); }
+
+  /// Empties a slot, which reads source n from now on. Throws Error for a source that does not exist.
+  void begin(Index slot, Index n) {
+    require(n >= 0 && n < sources(), "source decoder: source ", n, " given, ", sources(), " sources are there");
+    tokens_.begin(slot);
+    reader_.source_of[static_cast<std::size_t>(slot)] = n;
+  }
+  /// Makes slot `to` hold what slot `from` holds, and read its source.
+  void fork(Index from, Index to) {
+    tokens_.fork(from, to);
+    reader_.source_of[static_cast<std::size_t>(to)] = reader_.source_of[static_cast<std::size_t>(from)];
+  }
+
+  /// Appends the tokens of sequence n to slots[n] and returns the logits that follow: see TokenDecoder. Throws Error,
+  /// too, for a slot without a source.
+  Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
+    for (const Index slot : slots)
+      require(slot >= 0 && slot < this->slots() && reader_.source(slot) < sources(), "source decoder: slot ", slot,
+              " given, one that has begun to read a source expected");
+    const auto earlier = [&](Index a, Index b) { return reader_.source(a) < reader_.source(b); };
+    if (std::is_sorted(slots.begin(), slots.end(), earlier)) return tokens_.append(tokens, slots);
+
+    // Rows that read one source must lie together.
+    require(tokens.sequences.size() == static_cast<Index>(slots.size()), "source decoder: ", tokens.sequences.size(),
+            " sequences given for ", slots.size(), " slots");
+    require(static_cast<Index>(tokens.ids.size()) == tokens.sequences.rows(), "source decoder: ", tokens.ids.size(),
+            " tokens given, their sequences have ", tokens.sequences.rows());
+    order_.resize(slots.size());
+    for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
+    const auto place = [&](Index i) { return std::pair(reader_.source(slots[static_cast<std::size_t>(i)]), i); };
+    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) { return place(a) < place(b); });
+    sorted_.clear();
+    ids_.clear();
+    for (const Index n : order_) {
+      sorted_.push_back(slots[static_cast<std::size_t>(n)]);
+      const auto own = tokens.ids.subspan(static_cast<std::size_t>(tokens.sequences.begin(n)),
+                                          static_cast<std::size_t>(tokens.sequences.length(n)));
+      ids_.insert(ids_.end(), own.begin(), own.end());
+    }
+    const Sequences sequences = Sequences::make(context().arena(), tokens.sequences.size(), [&](Index i) {
+      return tokens.sequences.length(order_[static_cast<std::size_t>(i)]);
+    });
+    const Tensor logits = tokens_.append({ids_, sequences}, sorted_);
+    Tensor out = context().make(logits.rows(), logits.cols());
+    for (std::size_t i = 0; i < order_.size(); ++i)
+      context().copy_rows(logits, static_cast<Index>(i), 1, out, order_[i]);
+    return out;
+  }
+
+ private:
+  /// The decoder with its sources, as the language model that TokenDecoder runs.
+  struct Reader {
+    using Scalar = typename Decoder::Scalar;
+    using Memory = decltype(std::declval<const Decoder&>().remember(
+        std::declval<Context&>(), std::declval<const Tensor&>(), std::declval<const Sequences&>()));
+    template <class C>
+    struct State : Decoder::template State<C> {
+      State(C& context, const Reader& reader, const StateShape& shape)
+          : Decoder::template State<C>(context, reader.decoder.text, shape) {}
+    };
+
+    explicit Reader(const Decoder& d) : decoder(d) {}
+
+    void listen(Context& context, const Tensor& rows, const Sequences& given) {
+      std::vector<Index> lengths;
+      for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
+      Sequences next(lengths);
+      memory = decoder.remember(context, rows, next);
+      sources = std::move(next);
+      std::fill(source_of.begin(), source_of.end(), none);
+    }
+    Index source(Index slot) const { return source_of[static_cast<std::size_t>(slot)]; }
+
+    const LanguageModelConfig& config() const { return decoder.text.config(); }
+    static Index cache_bytes(const LanguageModelConfig& config, Frames n, Storage storage) {
+      return Decoder::Text::cache_bytes(config, n, storage);
+    }
+    Tensor hidden(Context& c, std::span<const int> ids, Pass<Tensor> pass, State<Context>* state) const {
+      const Sequences queries = Sequences::make(c.arena(), sources.size(), [&](Index n) {
+        Index rows = 0;
+        for (std::size_t i = 0; i < pass.slots.size(); ++i)
+          if (source(pass.slots[i]) == n) rows += pass.sequences.length(static_cast<Index>(i));
+        return rows;
+      });
+      return decoder.hidden(c, ids, std::move(pass), queries, memory, sources, state);
+    }
+    Tensor logits(Context& c, const Tensor& rows) const { return decoder.text.logits(c, rows); }
+
+    static constexpr Index none = Index{1} << 60;  // more than any source
+    const Decoder& decoder;
+    Memory memory;
+    Sequences sources;
+    std::vector<Index> source_of;  // of each slot
+  };
+
+  Reader reader_;
+  TokenDecoder<Reader, Context> tokens_;
+  std::vector<Index> order_, sorted_;
+  std::vector<int> ids_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names an encoder of known sizes.
+struct PublishedModel {
+  std::string_view name;  ///< such as "conformer_mla_small"
+  EncoderName encoder;    ///< the kind of encoder
+  EncoderConfig config;   ///< its sizes
+};
+
+namespace detail {
+
+/// Returns the configuration with an attention: two key-value heads for GQA, a latent of this rank for MLA.
+constexpr EncoderConfig with_attention(EncoderConfig config, AttentionName attention, Index rank) {
+  config.attention = attention;
+  if (attention == AttentionName::gqa) config.num_kv_heads = 2;
+  if (attention == AttentionName::mla) config.kv_lora_rank = rank;
+  return config;
+}
+constexpr EncoderConfig published_conformer(AttentionName attention) {
+  return with_attention({.d_model = 1024, .num_layers = 24, .vocab_size = 32, .num_heads = 16}, attention, 1024);
+}
+constexpr EncoderConfig published_branchformer(AttentionName attention) {
+  return with_attention({.d_model = 512, .num_layers = 18, .vocab_size = 32, .num_heads = 8}, attention, 512);
+}
+constexpr EncoderConfig small_encoder(AttentionName attention) {
+  return with_attention({.num_mels = 40,
+                         .d_model = 128,
+                         .num_layers = 4,
+                         .vocab_size = 32,
+                         .num_heads = 8,
+                         .conv_kernel = 15,
+                         .subsampling_channels = 32},
+                        attention, 64);
+}
+
+}  // namespace detail
+
+/// Lists Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention in the sizes that were
+/// published with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and, as
+/// `_small`, in a size that trains on a CPU in minutes (R = d_model / 2).
+inline constexpr std::array published_models{
+    PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
+    PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
+    PublishedModel{"conformer_gqa", EncoderName::conformer, detail::published_conformer(AttentionName::gqa)},
+    PublishedModel{"conformer_linear", EncoderName::conformer, detail::published_conformer(AttentionName::linear)},
+    PublishedModel{"branchformer_mha", EncoderName::branchformer, detail::published_branchformer(AttentionName::mha)},
+    PublishedModel{"branchformer_mla", EncoderName::branchformer, detail::published_branchformer(AttentionName::mla)},
+    PublishedModel{"branchformer_gqa", EncoderName::branchformer, detail::published_branchformer(AttentionName::gqa)},
+    PublishedModel{"branchformer_linear", EncoderName::branchformer,
+                   detail::published_branchformer(AttentionName::linear)},
+    PublishedModel{"conformer_mha_small", EncoderName::conformer, detail::small_encoder(AttentionName::mha)},
+    PublishedModel{"conformer_mla_small", EncoderName::conformer, detail::small_encoder(AttentionName::mla)},
+    PublishedModel{"conformer_gqa_small", EncoderName::conformer, detail::small_encoder(AttentionName::gqa)},
+    PublishedModel{"conformer_linear_small", EncoderName::conformer, detail::small_encoder(AttentionName::linear)},
+    PublishedModel{"branchformer_mha_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mha)},
+    PublishedModel{"branchformer_mla_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mla)},
+    PublishedModel{"branchformer_gqa_small", EncoderName::branchformer, detail::small_encoder(AttentionName::gqa)},
+    PublishedModel{"branchformer_linear_small", EncoderName::branchformer,
+                   detail::small_encoder(AttentionName::linear)},
+};
+
+namespace detail {
+
+[[noreturn]] inline void unknown_model(std::string_view name) {
+  std::string known;
+  for (const PublishedModel& model : published_models) known += text(known.empty() ? "" : ", ", model.name);
+  throw Error(text("published model: \"", name, "\" given, one of ", known, " expected"));
+}
+
+}  // namespace detail
+
+/// Returns the published model of this name. Throws Error that lists all names where there is none.
+constexpr const PublishedModel& published_model(std::string_view name) {
+  for (const PublishedModel& model : published_models)
+    if (model.name == name) return model;
+  detail::unknown_model(name);
+}
+
+/// Returns the encoder with every attention by name, for comparisons. Latents and groups have a quarter of MHA's cache,
+/// the cached input half of it; linear attention has a state instead, which cannot forget.
+constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
+  using enum AttentionName;
+  const Index quarter = encoder.d_model / 2;
+  const auto with = [&](AttentionName attention, Index kv_heads, Index rank, Index rope) {
+    EncoderConfig config = encoder;
+    config.attention = attention;
+    config.num_kv_heads = kv_heads;
+    config.kv_lora_rank = rank;
+    config.qk_rope_head_dim = rope;
+    if (attention == linear) config.left_context = -1;
+    return config;
+  };
+  return {with(mha, 0, 0, 0),
+          with(gqa, encoder.num_heads / 4, 0, 0),
+          with(mla, 0, quarter, 0),
+          with(mla_simple, 0, quarter, 0),
+          with(mla_split, 0, quarter / 2, 0),
+          with(mla_head, 0, quarter / 2 / encoder.num_heads, 0),
+          with(mla_decoupled, 0, quarter - quarter / 4, quarter / 4),
+          with(input_latent, 0, 0, 0),
+          with(linear, 0, 0, 0)};
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds the settings of AdamW (Loshchilov and Hutter 2019, algorithm 2).
+struct AdamWConfig {
+  double beta1 = 0.9,          ///< decay of the running mean of the gradient, 0 to less than 1
+      beta2 = 0.98;            ///< decay of the running mean of its square, 0 to less than 1
+  double eps = 1e-9;           ///< added to the root of the second moment
+  double weight_decay = 0.01;  ///< decay of matrices and kernels; vectors (biases, norms) do not decay
+  double clip_norm = 5;        ///< max norm of all gradients together; 0: no clipping
+
+  /// Throws `Error` for a number that makes no sense.
+  void check() const {
+    require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
+            " given, expected from 0 to less than 1");
+    require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
+    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay,
+            " given, at least 0 expected");
+    require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
+  }
+
+  /// Lists the members for JSON.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("beta1", self.beta1);
+    visit("beta2", self.beta2);
+    visit("eps", self.eps);
+    visit("weight_decay", self.weight_decay);
+    visit("clip_norm", self.clip_norm);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds what an optimiser has gathered about a model, for checkpoints and for code that changes the model's shape.
+template <class T>
+struct OptimizerState {
+  /// Holds the moments of one parameter, of its shape.
+  struct Moments {
+    Matrix<T> first,  ///< running mean of the gradient
+        second;       ///< running mean of its square
+  };
+  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty if never stepped
+  std::int64_t steps = 0;        ///< number of steps that changed something
+
+  /// Throws `Error`, in the name of `who`, unless the moments fit the model's parameters or there are none yet.
+  template <class Model>
+  void require_of(const Model& model, const char* who) const {
+    std::size_t i = 0;
+    model.parameters([&](std::string_view name, const Parameter<T>& p) {
+      if (i >= moments.size()) return;
+      const Moments& m = moments[i++];
+      for (const Matrix<T>* one : {&m.first, &m.second})
+        require(m.first.size() == 0 || (one->rows() == p.rows() && one->cols() == p.cols()), who, ": moments of (",
+                one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.rows(), ", ", p.cols(), ") expected");
+    });
+    require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
+  }
+};
+
+/// Trains the parameters of one model with AdamW (Loshchilov and Hutter 2019, algorithm 2), in their order and where
+/// the context has them. A step uses up the gradients: they are zero afterwards. Frozen parameters stay as they are.
+/// Statistics get their gathered update added.
+template <TrainingContext Context>
+class AdamW {
+ public:
+  using T = typename Context::Scalar;  ///< the type of an element
+
+  /// Throws `Error` for a number of the configuration that makes no sense. The context must outlive this object.
+  explicit AdamW(Context& context, const AdamWConfig& config = {}) : context_(context), config_(config) {
+    config_.check();
+  }
+
+  /// Returns the moments and the number of steps, on the host. Allocates.
+  OptimizerState<T> state() const {
+    OptimizerState<T> out{{}, steps_};
+    for (const Moments& m : moments_)
+      out.moments.push_back(
+          m.first.empty() ? typename OptimizerState<T>::Moments{}
+                          : typename OptimizerState<T>::Moments{context_.output(m.first), context_.output(m.second)});
+    return out;
+  }
+  /// Continues from this state. Allocates the moments in the context.
+  void set_state(OptimizerState<T> state) {
+    steps_ = state.steps;
+    moments_.clear();
+    for (auto& m : state.moments)
+      moments_.push_back(m.first.size() == 0
+                             ? Moments{}
+                             : Moments{context_.input(std::move(m.first)), context_.input(std::move(m.second))});
+  }
+  /// Returns the number of steps that changed something.
+  std::int64_t steps() const { return steps_; }
+
+  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. If that norm is
+  /// not finite, the whole step is skipped (weights, moments and statistics stay) and the caller must report it. Throws
+  /// `Error` for a learning rate that is not finite, and for parameters that cannot be trained where they are.
+  template <class Model>
+  double step(Model& model, double learning_rate) {
+    require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
+    std::vector<const Parameter<T>*> all, weights;
+    std::vector<AdamWUpdate<typename Context::Tensor, T>> updates;
+    model.parameters([&](std::string_view name, Parameter<T>& p) {
+      require(p.can_train(), "adamw: ", name,
+              " is prepared to run, a model on the host or prepared for training expected");
+      all.push_back(&p);
+      if (p.role() == Role::weight && p.trainable) weights.push_back(&p);
+    });
+    const double norm = context_.gradient_norm(weights);
+    if (!std::isfinite(norm)) {
+      context_.clear_gradients(all);
+      return norm;
+    }
+    if (moments_.size() < all.size()) moments_.resize(all.size());
+    std::size_t i = 0;
+    model.parameters([&](std::string_view, Parameter<T>& p) {
+      updates.push_back({&p, &moments_[i].first, &moments_[i].second});
+      ++i;
+    });
+    ++steps_;
+    context_.adamw(updates, {learning_rate, config_.beta1, config_.beta2, config_.eps, config_.weight_decay,
+                             config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1, steps_});
+    return norm;
+  }
+
+ private:
+  struct Moments {
+    typename Context::Tensor first{}, second{};
+  };
+
+  Context& context_;
+  AdamWConfig config_;
+  std::vector<Moments> moments_;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Returns the mean cross entropy, (1, 1), in nats, of the rows whose target is not ignored: `cross_entropy_loss(tape,
+/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0. An
+/// infinite loss, of logits that overflowed, counts as 0.
+template <class Context, class Tensor>
+auto cross_entropy_loss(Context& context, const Tensor& logits, std::span<const int> targets,
+                        const CrossEntropyShape& shape = {}) {
+  const auto ignored = std::count(targets.begin(), targets.end(), shape.ignored);
+  const auto rows = static_cast<double>(targets.size()), counted = rows - static_cast<double>(ignored);
+  const auto mean = context.mean_finite(context.cross_entropy(logits, targets, shape));
+  return ignored == 0 ? mean : context.scale(mean, rows / std::max(1.0, counted));
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Returns the mean CTC loss of a batch, (1, 1), from the logits of a model (Graves et al. 2006): `ctc_loss(tape,
+/// model(tape, x, sequences), labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's
+/// zero_infinity.
+template <class Context, class Logits>
+auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int blank = 0) {
+  return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names how the learning rate falls after its linear warm-up.
+enum class Decay {
+  cosine,  ///< along half a cosine to a hundredth at the last step (Loshchilov and Hutter 2017)
+  noam,    ///< with the inverse square root of the step (Vaswani et al. 2017, equation 3; the peak is given directly)
+};
+/// Names the values of Decay.
+constexpr auto enum_names(Decay) {
+  return std::to_array<EnumName<Decay>>({{Decay::cosine, "cosine"}, {Decay::noam, "noam"}});
+}
+
+/// Computes the learning rate of a step: linear from 0 to `peak` in `warmup_steps`, then falling.
+struct Schedule {
+  double peak = 1e-3;               ///< highest learning rate
+  std::int64_t warmup_steps = 100;  ///< steps of linear growth
+  Decay decay = Decay::cosine;      ///< how it falls afterwards
+  std::int64_t total_steps = 1000;  ///< the step at which the cosine ends; Noam has no end
+
+  /// Lists the members for JSON.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("peak", self.peak);
+    visit("warmup_steps", self.warmup_steps);
+    visit("decay", self.decay);
+    visit("total_steps", self.total_steps);
+  }
+
+  /// Returns the learning rate of step `step`, counted from 1.
+  double operator()(std::int64_t step) const {
+    const double s = static_cast<double>(step), w = static_cast<double>(std::max<std::int64_t>(1, warmup_steps));
+    if (step <= warmup_steps) return peak * s / w;
+    if (decay == Decay::noam) return peak * std::sqrt(w / s);
+    const double left = std::max(1.0, static_cast<double>(total_steps - warmup_steps));
+    const double progress = std::clamp((s - w) / left, 0.0, 1.0);
+    return peak * (0.01 + 0.99 * 0.5 * (1 + std::cos(std::numbers::pi * progress)));
+  }
+};
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

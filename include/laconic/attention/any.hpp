@@ -43,11 +43,6 @@ struct NamedPolicy {
     return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates &&
            !(c.position_embeddings_type == PositionEmbeddings::none && Policy::Position::is_relative);
   }
-  /// Adds the names to a list, unless they are there.
-  static void add_names(std::vector<std::string_view>& to) {
-    for (const std::string_view name : {to_name(Names)...})
-      if (std::find(to.begin(), to.end(), name) == to.end()) to.push_back(name);
-  }
 };
 
 /// Lists named policies, of which `visit` calls back with the first that the configuration names.
@@ -68,14 +63,12 @@ struct NamedPolicies {
  private:
   /// Throws Error with the names that go with the positions of the configuration.
   [[noreturn]] static void refuse(const AttentionConfig& config) {
-    std::vector<std::string_view> known;
-    const auto add = [&]<class Named>(std::type_identity<Named>) {
-      if (Named::goes_with(config)) Named::add_names(known);
-    };
-    add(std::type_identity<First>());
-    (add(std::type_identity<Rest>()), ...);
     std::string names;
-    for (const std::string_view name : known) names += text(names.empty() ? "" : ", ", name);
+    AttentionConfig named = config;
+    for (const EnumName<AttentionName>& entry : enum_names(AttentionName{})) {
+      named.attention = entry.value;
+      if ((First::is(named) || ... || Rest::is(named))) names += text(names.empty() ? "" : ", ", entry.name);
+    }
     const bool none = config.position_embeddings_type == PositionEmbeddings::none;
     throw Error(text("attention: ", to_name(config.attention), " with ",
                      none ? "no" : to_name(config.position_embeddings_type), " positions given, one of ", names,

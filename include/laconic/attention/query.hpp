@@ -24,11 +24,6 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
     if (d.qk_rope_head_dim > 0)
       linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
   }
-  /// Returns the trained parameters.
-  static constexpr Index parameter_count(const AttentionDims& d, Index in) {
-    return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
-  }
-
   /// Returns the queries of all heads.
   template <class Context, class Tensor>
   Queries<Tensor> operator()(Context& context, const Tensor& x) const {
@@ -44,6 +39,11 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
   Linear<T> linear_q;       ///< to num_heads * head_dim
   Linear<T> linear_q_rope;  ///< to num_heads * qk_rope_head_dim, or empty
 };
+
+/// Returns the trained parameters of a `QueryExpansion` of `in` channels.
+constexpr Index query_expansion_parameters(const AttentionDims& d, Index in) {
+  return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
+}
 
 /// Says how queries are computed. Everything is constexpr except `Layer<T>`, a Module constructed from (dims, seed),
 /// which has
@@ -63,9 +63,7 @@ struct FullQuery {
     require_no_rank(c.q_lora_rank, "q_lora_rank");
   }
   /// Returns the trained parameters.
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return QueryExpansion<float>::parameter_count(d, d.d_model);
-  }
+  static constexpr Index parameter_count(const AttentionDims& d) { return query_expansion_parameters(d, d.d_model); }
   /// Returns the operations a frame.
   static constexpr Index flops(const AttentionDims& d) {
     return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model;
@@ -93,7 +91,7 @@ struct LowRankQuery {
   /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
-           QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
+           query_expansion_parameters(d, d.q_lora_rank);
   }
   /// Returns the operations a frame.
   static constexpr Index flops(const AttentionDims& d) {

@@ -4,9 +4,8 @@
 #include <laconic/core/parameter.hpp>
 
 #include <algorithm>
-#include <map>
 #include <memory>
-#include <utility>
+#include <vector>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -20,24 +19,29 @@ class KeptTensors {
   /// enough.
   template <class Make>
   Tensor get(const std::shared_ptr<const ResidentWeight>& weight, Index size, Make&& make) {
-    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
-    // are dropped first.
-    if (!kept_.contains(weight)) std::erase_if(kept_, [](const auto& one) { return one.first.expired(); });
-    auto& kept = kept_[weight];
-    if (kept.size < size) {
-      const Index larger = std::max(size, kept.size + kept.size / 4);
-      kept = {larger, make(larger)};
+    const auto entry = std::find_if(kept_.begin(), kept_.end(), [&](const Kept& one) {
+      return !one.weight.owner_before(weight) && !weight.owner_before(one.weight);
+    });
+    if (entry != kept_.end() && entry->size >= size) return entry->value;
+    if (entry == kept_.end()) {
+      std::erase_if(kept_, [](const Kept& one) { return one.weight.expired(); });
+      kept_.push_back({weight, size, make(size)});
+      return kept_.back().value;
     }
-    return kept.value;
+    // Growth by a quarter keeps small increases from calling make each time.
+    const Index larger = std::max(size, entry->size + entry->size / 4);
+    entry->value = make(larger);
+    entry->size = larger;
+    return entry->value;
   }
 
  private:
   struct Kept {
-    Index size = -1;
-    Tensor value{};
+    std::weak_ptr<const ResidentWeight> weight;
+    Index size;
+    Tensor value;
   };
-  using Weight = std::weak_ptr<const ResidentWeight>;
-  std::map<Weight, Kept, std::owner_less<Weight>> kept_{};
+  std::vector<Kept> kept_{};
 };
 
 }  // namespace LACONIC_ABI

@@ -50,9 +50,14 @@ inline void append(std::string& out, char part) { out += part; }
 template <class Number>
 requires std::integral<Number> || std::floating_point<Number>
 void append(std::string& out, Number part) {
-  char digits[32];
-  const auto end = std::to_chars(digits, digits + sizeof digits, part).ptr;
-  out.append(digits, end);
+  if constexpr (std::unsigned_integral<Number>) {
+    out += std::to_string(static_cast<unsigned long long>(part));
+  } else if constexpr (std::integral<Number>) {
+    out += std::to_string(static_cast<long long>(part));
+  } else {
+    char digits[32];
+    out.append(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
+  }
 }
 
 }  // namespace detail

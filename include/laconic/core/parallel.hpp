@@ -12,7 +12,6 @@
 #include <exception>
 #include <memory>
 #include <type_traits>
-#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -27,7 +26,7 @@ inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
 #else
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return laconic::detail::processors();
 #endif
 }
 
@@ -145,7 +144,7 @@ class Blocks {
 /// have run, throws the failure of the lowest index again. Allocates.
 template <class Body>
 void parallel_or_throw(int threads, Index tasks, Body&& body) {
-  std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));
+  const auto failures = std::make_unique<std::exception_ptr[]>(static_cast<std::size_t>(tasks));
   parallel_for(threads, tasks, [&](Index i, int thread) {
     try {
       if constexpr (std::is_invocable_v<Body&, std::size_t, std::size_t>)
@@ -156,8 +155,8 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
       failures[static_cast<std::size_t>(i)] = std::current_exception();
     }
   });
-  for (const auto& failure : failures)
-    if (failure) std::rethrow_exception(failure);
+  for (Index i = 0; i < tasks; ++i)
+    if (const auto& failure = failures[static_cast<std::size_t>(i)]) std::rethrow_exception(failure);
 }
 
 }  // namespace kernels

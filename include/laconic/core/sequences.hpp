@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <memory>
 #include <span>
 
 namespace laconic {
@@ -16,18 +15,19 @@ inline namespace LACONIC_ABI {
 class Sequences {
  public:
   /// Makes a batch of no sequences.
-  Sequences() : offsets_(none) {}
-  /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates from the heap; copies
-  /// share the memory.
-  explicit Sequences(std::span<const Index> lengths)
-      : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
-      own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
-    }
+  Sequences() = default;
+  /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates; copies share the memory.
+  explicit Sequences(std::span<const Index> lengths) {
+    Arena own;  // the offsets outlive it
+    *this = make(own, static_cast<Index>(lengths.size()), [&](Index n) {
+      const Index length = lengths[static_cast<std::size_t>(n)];
+      require(length >= 0, "sequences: length ", length, " given for sequence ", n, ", at least 0 expected");
+      return length;
+    });
   }
   /// Makes sequences of these lengths, in rows.
-  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
+  Sequences(std::initializer_list<Index> lengths)
+      : Sequences(std::span<const Index>(lengths.begin(), lengths.size())) {}
 
   /// Makes `size` sequences in memory of the arena, sequence n of length(n) rows (a negative length counts as 0).
   /// Allocates nothing once the arena is warm.
@@ -46,19 +46,17 @@ class Sequences {
   }
 
   /// Returns the number of sequences.
-  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  Index size() const { return size_; }
   /// Returns the number of rows of all sequences.
-  Index rows() const { return offsets_.back(); }
+  Index rows() const { return offsets_[size_]; }
   /// Returns the first row of sequence n.
-  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  Index begin(Index n) const { return offsets_[n]; }
   /// Returns one past the last row of sequence n.
-  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  Index end(Index n) const { return offsets_[n + 1]; }
   /// Returns the number of rows of sequence n.
   Index length(Index n) const { return end(n) - begin(n); }
   /// Returns the number of the sequence that has this row.
-  Index sequence_of(Index row) const {
-    return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
-  }
+  Index sequence_of(Index row) const { return std::upper_bound(offsets_ + 1, offsets_ + size_, row) - (offsets_ + 1); }
   /// Returns the length of the longest sequence, 0 without any.
   Index max_length() const {
     Index longest = 0;
@@ -67,22 +65,23 @@ class Sequences {
   }
   /// Returns an address that identifies the memory of the offsets. Copies share that memory and nobody changes it, so a
   /// backend recognises sequences by it and copies them to its device once.
-  const void* identity() const { return offsets_.data(); }
+  const void* identity() const { return offsets_; }
   /// Says whether two batches have sequences of the same lengths.
   friend bool operator==(const Sequences& a, const Sequences& b) {
-    return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
+    return std::equal(a.offsets_, a.offsets_ + a.size_ + 1, b.offsets_, b.offsets_ + b.size_ + 1);
   }
 
  private:
   Sequences(Arena& arena, Index size)
       : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
-        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
+        offsets_(static_cast<const Index*>(buffer_.data())),
+        size_(size) {}
 
   static constexpr Index none[1] = {0};  // offsets of no sequences
 
-  std::shared_ptr<Index[]> own_;
   Buffer buffer_;
-  std::span<const Index> offsets_;
+  const Index* offsets_ = none;
+  Index size_ = 0;
 };
 
 /// Calls `visit(n, range)` for every sequence that has some of the given rows of a batch. The range numbers these rows

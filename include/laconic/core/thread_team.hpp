@@ -6,16 +6,14 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <new>
-#include <thread>
 #include <utility>
 
-#if __has_include(<unistd.h>)
+// Threads and clock of POSIX: <thread> and <chrono> were a tenth of what <laconic/laconic.hpp> costs to compile.
+#include <pthread.h>
+#include <time.h>
 #include <unistd.h>
-#endif
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -30,13 +28,14 @@ inline void pause() {
 #endif
 }
 
-/// Returns the number of this process, which a child gets anew by fork, or 0 where there are none.
-inline long process_number() {
-#if __has_include(<unistd.h>)
-  return static_cast<long>(::getpid());
-#else
-  return 0;
-#endif
+/// Returns the number of the machine's processors.
+inline int processors() { return static_cast<int>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN))); }
+
+/// Returns nanoseconds by a clock that is never set back.
+inline std::int64_t nanoseconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
 /// Makes this thread run regions alone while it lives, as within the tasks of another region.
@@ -83,19 +82,18 @@ class ThreadTeam {
   ThreadTeam& operator=(const ThreadTeam&) = delete;
   /// Stops the helpers. Regions that are opened later run on their openers alone.
   ~ThreadTeam() {
-    if (process_ != process_number()) {  // the helpers are those of the parent of a fork
-      for (std::thread& helper : threads_) ::new (static_cast<void*>(&helper)) std::thread;
-      return;
-    }
+    if (process_ != ::getpid()) return;  // the helpers are those of the parent of a fork
     stopping_ = true;
     ++opened_;
     opened_.notify_all();
     lock();  // for good: no helper is started any more
-    for (std::thread& helper : threads_)
-      if (helper.get_id() == std::this_thread::get_id())
-        helper.detach();  // a task ends the process
-      else if (helper.joinable())
-        helper.join();
+    for (int i = 0; i < helpers_; ++i) {
+      const pthread_t thread = started_[static_cast<std::size_t>(i)].thread;
+      if (::pthread_equal(thread, ::pthread_self()) != 0)
+        ::pthread_detach(thread);  // a task ends the process
+      else
+        ::pthread_join(thread, nullptr);
+    }
   }
 
   /// Calls work(what, thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads,
@@ -112,13 +110,13 @@ class ThreadTeam {
     ++opened_;
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
-    const auto begin = Clock::now();
+    const std::int64_t begin = nanoseconds();
     work_as(0, work, what);
 
     // A helper's last task may take about as long as the opener's did.
     std::uint32_t state = region->state.fetch_and(~is_open);
     const auto is_done = [&] { return ((state = region->state.load()) & count_mask) == 0; };
-    if ((state & count_mask) != 0 && !spin(is_done, Clock::now() - begin)) {
+    if ((state & count_mask) != 0 && !spin(is_done, nanoseconds() - begin)) {
       region->state.fetch_or(is_waited_for);
       while (!is_done()) region->state.wait(state);
     }
@@ -127,7 +125,6 @@ class ThreadTeam {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
   // The state of a region is 0 where nobody uses it, and otherwise holds the number of helpers that are in it, in the
   // lowest bits, the number that may be, in the highest, and these marks.
   static constexpr std::uint32_t count_mask = 0xff, is_taken = 1u << 8, is_open = 1u << 9, is_waited_for = 1u << 10;
@@ -140,6 +137,12 @@ class ThreadTeam {
     void* what = nullptr;
   };
 
+  struct Helper {
+    ThreadTeam* team;
+    int number;
+    pthread_t thread;
+  };
+
   static void work_as(int thread, void (*work)(void*, int), void* what) noexcept {
     const InsideRegion inside;
     work(what, thread);
@@ -149,19 +152,19 @@ class ThreadTeam {
   /// kernels of a pass, or 50 microseconds where the machine has other work, and `least`. That it has shows in a thread
   /// that was put aside while it waited, and counts for a second. Returns whether the condition holds.
   template <class Condition>
-  bool spin(Condition&& holds, Clock::duration least = {}) {
-    using namespace std::chrono_literals;
+  bool spin(Condition&& holds, std::int64_t least = 0) {
+    constexpr std::int64_t us = 1000, second = 1'000'000 * us;
     if (helpers_.load(std::memory_order_relaxed) >= processors_) return holds();  // some would spin in others' way
-    auto now = Clock::now();
-    const bool busy = now.time_since_epoch() < busy_until_.load(std::memory_order_relaxed);
-    const auto end = now + std::max<Clock::duration>(busy ? 50us : 1000us, least);
+    std::int64_t now = nanoseconds();
+    const bool busy = now < busy_until_.load(std::memory_order_relaxed);
+    const std::int64_t end = now + std::max((busy ? 50 : 1000) * us, least);
     while (now < end) {
       for (int i = 0; i < 16; ++i) {
         if (holds()) return true;
         pause();
       }
-      const auto before = std::exchange(now, Clock::now());
-      if (now - before > 100us) busy_until_.store(now.time_since_epoch() + 1s, std::memory_order_relaxed);
+      const std::int64_t before = std::exchange(now, nanoseconds());
+      if (now - before > 100 * us) busy_until_.store(now + second, std::memory_order_relaxed);
     }
     return false;
   }
@@ -188,13 +191,21 @@ class ThreadTeam {
   void start_helpers(int region_wants) {
     const int wanted = std::min({wanted_ += region_wants, std::max(processors_ - 1, region_wants), max_threads - 1});
     if (helpers_ >= wanted || refused_ || locked_.test_and_set(std::memory_order_acquire)) return;
-    try {
-      for (; helpers_ < wanted && process_ == process_number(); ++helpers_)
-        threads_[static_cast<std::size_t>(helpers_)] = std::thread([this, helper = helpers_.load()] { help(helper); });
-    } catch (...) {
-      refused_ = true;  // no threads or no memory: regions do with the threads that are there
+    for (; helpers_ < wanted && process_ == ::getpid(); ++helpers_) {
+      Helper& helper = started_[static_cast<std::size_t>(helpers_)];
+      helper.team = this;
+      helper.number = helpers_;
+      if (::pthread_create(&helper.thread, nullptr, help_as, &helper) != 0) {
+        refused_ = true;  // no threads or no memory: regions do with the threads that are there
+        break;
+      }
     }
     unlock();
+  }
+
+  static void* help_as(void* helper) {
+    static_cast<Helper*>(helper)->team->help(static_cast<Helper*>(helper)->number);
+    return nullptr;
   }
 
   /// Is what a helper does: waits for regions and works in them, until the process ends.
@@ -226,17 +237,17 @@ class ThreadTeam {
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }
 
-  const int processors_ = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int processors_ = processors();
   std::array<Region, 16> regions_{};
   alignas(line_bytes) std::atomic<std::uint32_t> opened_{0};  // regions so far; helpers wait for it to change
   alignas(line_bytes) std::atomic<int> sleeping_{0};          // helpers that must be woken
   std::atomic<int> wanted_{0};                                // helpers for all regions that are open
   std::atomic<int> helpers_{0};                               // those that were started
   std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
-  std::atomic<Clock::duration> busy_until_{};                 // since the clock's epoch
+  std::atomic<std::int64_t> busy_until_{0};                   // by `nanoseconds`
   std::atomic_flag locked_{};                                 // guards the start of helpers
-  const long process_ = process_number();                     // whose helpers they are
-  std::array<std::thread, max_threads - 1> threads_{};
+  const pid_t process_ = ::getpid();                          // whose helpers they are
+  std::array<Helper, max_threads - 1> started_{};
 };
 
 }  // namespace detail
