@@ -11,7 +11,6 @@
 // that of 10 calls in a row, from the first launch until the last has ended, so that launches overlap as in a model.
 // "of_copy" is the percentage of the copy's bandwidth at which the operands and results of a call, counted once, went
 // through memory.
-#include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cuda.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/train/adamw.hpp>

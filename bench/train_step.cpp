@@ -7,7 +7,6 @@
 //   build/release/bench/train_step                  Google Benchmark: the whole step, with and without recomputation of
 //                                                   blocks, and its forward pass
 //   build/release/bench/train_step --serve [--threads N] [--size 144|512]     for bench/peers/compare.py train_step
-#include <laconic/backend/autodiff.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>

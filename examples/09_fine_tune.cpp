@@ -1,6 +1,5 @@
 // Lesson 9: training and fine-tuning. In the context Autodiff the same model records a tape, from which gradients
 // follow. Look at the loss: it falls in training, rises when the cache is cut to a sixteenth, and falls again.
-#include <laconic/backend/autodiff.hpp>
 #include <laconic/convert/convert.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/train/adamw.hpp>

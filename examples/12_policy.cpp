@@ -2,7 +2,6 @@
 // too. Look at the last line: training, streams and costs follow from the policy, and a stream keeps half as much.
 #include "keys_as_values.hpp"
 
-#include <laconic/backend/autodiff.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 

@@ -1,12 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// What runs models, in one include: attention, models, streams and the CPU. Not in it: training
-// (<laconic/backend/autodiff.hpp>, <laconic/train/...>), conversion (<laconic/convert/convert.hpp>), decoding
-// (<laconic/decode/...>), published sizes (<laconic/model/published.hpp>), files (<laconic/io/...>) and audio
-// (<laconic/speech/...>).
+// Attention, models, streams, the CPU and the tape of training, in one include. Not in it: conversion
+// (<laconic/convert/convert.hpp>), losses and optimisers (<laconic/train/...>), decoding (<laconic/decode/...>),
+// published sizes (<laconic/model/published.hpp>), files (<laconic/io/...>) and audio (<laconic/speech/...>).
 #pragma once
 
 #include <laconic/attention/any.hpp>
+#include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
 #include <laconic/core/hash.hpp>
 #include <laconic/core/sweep.hpp>

@@ -2,7 +2,6 @@
 #include "../../bench/cpu_with.hpp"
 #include "gradient_check.hpp"
 
-#include <laconic/backend/autodiff.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>

@@ -1,6 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Models whose weights were packed against the same models as they were.
-#include <laconic/backend/autodiff.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/progressive.hpp>
