@@ -39,6 +39,8 @@ plant include/laconic/core/error.hpp '#include <laconic/core/nowhere.hpp>'
 caught 'which does not exist' floors
 plant include/laconic/cellar/new.hpp '#pragma once'
 caught 'no floor is called cellar' floors
+plant include/laconic/laconic.hpp '#include <laconic/train/adamw.hpp>'
+caught 'laconic/laconic.hpp (floor 4) includes <laconic/train/adamw.hpp> (floor 6)' floors
 plant include/laconic/core/forgotten.hpp '#pragma once'
 caught ' laconic/core/forgotten.hpp ' floors
 plant include/laconic/speech/audio.hpp 'int file = ::open("a", 0);'

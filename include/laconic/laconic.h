@@ -5,7 +5,7 @@
  *
  * Functions that can fail return LACONIC_OK or a code; laconic_last_error() then says what went wrong, as a sentence.
  * Where they fail, `*out` is set to NULL. Texts are UTF-8 and belong to the object that returned them: they live until
- * it is freed or, for a stream, until its next push or finish. Every free function takes NULL, too.
+ * it is freed or, for a stream, until its next push, finish or utterance. Every free function takes NULL, too.
  *
  * A recogniser may be used by many threads at once. A transcript or a stream may be used by one thread at a time, and
  * may live longer than its recogniser.
@@ -43,7 +43,7 @@ typedef enum laconic_status {
 typedef struct laconic_recognizer laconic_recognizer;
 /** Holds what was said in a recording. */
 typedef struct laconic_transcript laconic_transcript;
-/** Transcribes an utterance while it is spoken. */
+/** Transcribes speech while it is spoken. */
 typedef struct laconic_stream laconic_stream;
 
 /** Holds a word. Times are in seconds from the beginning of the speech, the confidence is from 0 to 1. */
@@ -51,6 +51,13 @@ typedef struct laconic_word {
   const char* text;
   double begin, end, confidence;
 } laconic_word;
+
+/** Holds the rules by which an utterance in a stream ends, in seconds; 0 stands for the default. */
+typedef struct laconic_endpoint_rules {
+  double silence_before_words; /**< silence after which an utterance without words ends (2.4) */
+  double silence_after_words;  /**< silence after which an utterance with words ends (1.2) */
+  double longest;              /**< length at which an utterance ends, whatever is heard (20) */
+} laconic_endpoint_rules;
 
 /** Returns the version of the library, "MAJOR.MINOR.PATCH". */
 LACONIC_API const char* laconic_version(void);
@@ -94,7 +101,7 @@ LACONIC_API laconic_status laconic_stream_open(const laconic_recognizer* recogni
 /** Takes `count` samples in [-1, 1], one channel, at the model's rate: blocks may have any length. A push that fails
  * ends the stream. */
 LACONIC_API laconic_status laconic_stream_push(laconic_stream* stream, const float* samples, size_t count);
-/** Ends the utterance: what is left becomes final. Later pushes fail. */
+/** Ends the stream: what is left becomes final. Later pushes fail. */
 LACONIC_API laconic_status laconic_stream_finish(laconic_stream* stream);
 /** Frees a stream. */
 LACONIC_API void laconic_stream_free(laconic_stream* stream);
@@ -104,6 +111,12 @@ LACONIC_API const char* laconic_stream_text(const laconic_stream* stream);
 LACONIC_API size_t laconic_stream_word_count(const laconic_stream* stream);
 /** Returns word `index`, from 0. */
 LACONIC_API laconic_status laconic_stream_word(const laconic_stream* stream, size_t index, laconic_word* out);
+/** Returns 1 if the utterance that began last has ended, else 0; 0 for NULL. `rules` may be NULL for the defaults.
+ * Silence is what the model hears as such. */
+LACONIC_API int laconic_stream_is_endpoint(const laconic_stream* stream, const laconic_endpoint_rules* rules);
+/** Begins another utterance in the same stream, which goes on hearing as before, and sets `*out` to the text of the one
+ * that ends here; after laconic_stream_finish, of the last one. The text and the words of the stream keep all. */
+LACONIC_API laconic_status laconic_stream_next_utterance(laconic_stream* stream, const char** out);
 
 #ifdef __cplusplus
 }

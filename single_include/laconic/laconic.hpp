@@ -939,7 +939,7 @@ class Sequences {
   Sequences() = default;
   /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates; copies share the memory.
   explicit Sequences(std::span<const Index> lengths) {
-    Arena own;  // the offsets outlive it
+    Arena own;  // its one block outlives it, and ends on whatever thread the last copy does
     *this = make(own, static_cast<Index>(lengths.size()), [&](Index n) {
       const Index length = lengths[static_cast<std::size_t>(n)];
       require(length >= 0, "sequences: length ", length, " given for sequence ", n, ", at least 0 expected");
@@ -5299,7 +5299,7 @@ void concat(const Tensor& a, const Tensor& b, Index num_heads, Index b_heads) {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-// Threads and clock of POSIX: <thread> and <chrono> were a tenth of what <laconic/laconic.hpp> costs to compile.
+// Threads and clock of POSIX: <thread> and <chrono> would be a tenth of what <laconic/laconic.hpp> costs to compile.
 #include <pthread.h>
 #include <time.h>
 #include <unistd.h>
@@ -14630,15 +14630,6 @@ void reflect(T* vector, const T* tail, T t, Index size) {
   vector[0] -= along;
   add_scaled(vector + 1, -along, tail, size - 1);
 }
-/// Multiplies vectors, which are rows, by reflections, the last one first. Reflection k is I - t_k v v^T, whose v is 1
-/// in element k + `shift` and holds, behind it, what row k of `tails` holds there.
-template <std::same_as<double> T>
-void reflect_all(Matrix<T>& vectors, const Matrix<T>& tails, const ColumnVector<T>& t, Index shift) {
-  const Index size = vectors.cols();
-  for (Index k = t.size() - 1; k >= 0; --k)
-    for (Index r = 0; r < vectors.rows(); ++r)
-      reflect(vectors.data() + r * size + k + shift, tails.data() + k * size + k + shift + 1, t[k], size - k - shift);
-}
 /// Finds the reflection I - t v v^T that leaves a vector of `size` elements only its first one. Overwrites the others
 /// by those of v, which begins with 1. Returns t and what the first element becomes.
 template <std::same_as<double> T>
@@ -14648,8 +14639,8 @@ std::pair<T, T> find_reflection(T* vector, Index size) {
   return {t, length};
 }
 
-/// A symmetric matrix as H_0 H_1 ... T (H_0 H_1 ...)^T: T has a diagonal and one beside it, and the reflections are
-/// those of `reflect_all` with a shift of 1.
+/// A symmetric matrix as H_0 H_1 ... T (H_0 H_1 ...)^T: T has a diagonal and one beside it. H_k is the reflection
+/// I - t_k v v^T, whose v is 1 in element k + 1 and holds, after it, what row k of `tails` holds there.
 template <class T>
 struct Tridiagonal {
   ColumnVector<T> diagonal, beside, t;
@@ -14707,7 +14698,9 @@ SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
           symmetric.cols(), ") Gram matrix did not converge");
   Matrix<T> vectors(size, size);
   std::copy_n(eigen.eigenvectors().data(), vectors.size(), vectors.data());
-  reflect_all(vectors, reduced.tails, reduced.t, 1);
+  for (Index k = size - 2; k >= 0; --k)
+    for (Index r = 0; r < size; ++r)
+      reflect(vectors.data() + r * size + k + 1, reduced.tails.data() + k * size + k + 2, reduced.t[k], size - k - 1);
   SymmetricEigen<T> out{{eigen.eigenvalues().data(), eigen.eigenvalues().data() + size}, transposed(vectors)};
   for (T& value : out.values) value *= scale;
   return out;
@@ -14749,7 +14742,9 @@ Matrix<T> orthonormal(const Matrix<T>& matrix) {
   }
   Matrix<T> out = Matrix<T>::Zero(tails.rows(), size);
   for (Index i = 0; i < t.size(); ++i) out.data()[i * size + i] = 1;
-  reflect_all(out, tails, t, 0);
+  for (Index k = t.size() - 1; k >= 0; --k)  // rows before k are unit vectors, which it leaves
+    for (Index r = k; r < out.rows(); ++r)
+      reflect(out.data() + r * size + k, tails.data() + k * size + k + 1, t[k], size - k);
   return transposed(out);
 }
 

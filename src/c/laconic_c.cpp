@@ -92,6 +92,7 @@ struct laconic_stream {
   std::shared_ptr<Shared> shared;  // outlives the stream
   SpeechStream stream;
   bool is_finished = false;
+  std::string utterance{};  // that ended last
 };
 
 const char* laconic_version(void) {
@@ -201,4 +202,23 @@ size_t laconic_stream_word_count(const laconic_stream* stream) {
 laconic_status laconic_stream_word(const laconic_stream* stream, size_t index, laconic_word* out) {
   if (stream == nullptr) return invalid("stream: NULL given");
   return word_of(stream->stream.words(), index, out);
+}
+int laconic_stream_is_endpoint(const laconic_stream* stream, const laconic_endpoint_rules* rules) {
+  if (stream == nullptr) return 0;
+  EndpointRules own;
+  if (rules != nullptr) {
+    if (rules->silence_before_words > 0) own.silence_before_words = rules->silence_before_words;
+    if (rules->silence_after_words > 0) own.silence_after_words = rules->silence_after_words;
+    if (rules->longest > 0) own.longest = rules->longest;
+  }
+  return stream->stream.is_endpoint(own) ? 1 : 0;
+}
+laconic_status laconic_stream_next_utterance(laconic_stream* stream, const char** out) {
+  if (out == nullptr) return invalid("out: NULL given, the place of a text expected");
+  *out = nullptr;
+  if (stream == nullptr) return invalid("stream: NULL given");
+  return guarded([&] {
+    stream->utterance = stream->stream.next_utterance();
+    *out = stream->utterance.c_str();
+  });
 }

@@ -77,6 +77,26 @@ static long resident(void) {
   return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
+/* Says whether an utterance that is longer than allowed ends, gives its text once, and another one begins. */
+static int ends_utterances(void) {
+  const laconic_endpoint_rules rules = {1e9, 1e9, 0.1}, defaults = {0, 0, 0};
+  laconic_stream* stream;
+  const char *said, *rest;
+  int right;
+  check(laconic_stream_open(recognizer, 3600, &stream));
+  right = !laconic_stream_is_endpoint(stream, &rules);
+  check(laconic_stream_push(stream, samples[0], sample_counts[0]));
+  right = right && laconic_stream_is_endpoint(stream, &rules) && !laconic_stream_is_endpoint(NULL, &rules);
+  check(laconic_stream_next_utterance(stream, &said));
+  right = right && said[0] != '\0' && strcmp(said, laconic_stream_text(stream)) == 0;
+  right = right && !laconic_stream_is_endpoint(stream, &rules) && !laconic_stream_is_endpoint(stream, &defaults) &&
+          !laconic_stream_is_endpoint(stream, NULL);
+  check(laconic_stream_next_utterance(stream, &rest));
+  right = right && rest[0] == '\0' && laconic_stream_next_utterance(NULL, &rest) == LACONIC_INVALID_ARGUMENT;
+  laconic_stream_free(stream);
+  return right;
+}
+
 int main(int argc, char** argv) {
   if (argc < 6) return 2;
   stream_count = atoi(argv[2]);
@@ -89,9 +109,11 @@ int main(int argc, char** argv) {
 
   /* What must fail says so, and crashes nothing. */
   if (laconic_recognizer_load("/nowhere", 1, &recognizer) != LACONIC_FAILED || recognizer != NULL ||
-      strstr(laconic_last_error(), "/nowhere") == NULL || laconic_stream_push(NULL, NULL, 0) != LACONIC_INVALID_ARGUMENT)
+      strstr(laconic_last_error(), "/nowhere") == NULL ||
+      laconic_stream_push(NULL, NULL, 0) != LACONIC_INVALID_ARGUMENT)
     return 3;
   check(laconic_recognizer_load(argv[1], 1, &recognizer));
+  if (!ends_utterances()) return 5;
 
   const time_t end = time(NULL) + atol(argv[4]);
   long after_first = 0;

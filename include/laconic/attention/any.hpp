@@ -2,14 +2,13 @@
 #pragma once
 
 #include <laconic/attention/attention.hpp>
+#include <laconic/core/enum.hpp>
 
-#include <algorithm>
+#include <cstddef>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <variant>
-#include <vector>
 
 namespace laconic {
 inline namespace LACONIC_ABI {

@@ -18,7 +18,7 @@ class Sequences {
   Sequences() = default;
   /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates; copies share the memory.
   explicit Sequences(std::span<const Index> lengths) {
-    Arena own;  // the offsets outlive it
+    Arena own;  // its one block outlives it, and ends on whatever thread the last copy does
     *this = make(own, static_cast<Index>(lengths.size()), [&](Index n) {
       const Index length = lengths[static_cast<std::size_t>(n)];
       require(length >= 0, "sequences: length ", length, " given for sequence ", n, ", at least 0 expected");

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <utility>
 
-// Threads and clock of POSIX: <thread> and <chrono> were a tenth of what <laconic/laconic.hpp> costs to compile.
+// Threads and clock of POSIX: <thread> and <chrono> would be a tenth of what <laconic/laconic.hpp> costs to compile.
 #include <pthread.h>
 #include <time.h>
 #include <unistd.h>
