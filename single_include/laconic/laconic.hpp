@@ -5787,6 +5787,19 @@ Batch<T> in_register(const Batch<T>& x) {
 #endif
 }
 
+/// Adds x y to `sum`. With 16 vector registers the instruction is named, or g++ 12 moves sums about and to memory.
+template <class T>
+[[gnu::always_inline]] inline void multiply_add(Batch<T>& sum, const Batch<T>& x, const Batch<T>& y) {
+#if defined(__GNUC__) && defined(__FMA__) && !defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum.data) : "x"(x.data), "x"(y.data));
+  else
+    asm("vfmadd231pd %2, %1, %0" : "+x"(sum.data) : "x"(x.data), "x"(y.data));
+#else
+  sum = xsimd::fma(x, y, sum);
+#endif
+}
+
 /// Returns the sum over the lanes, always in the same order. (xsimd renamed its own function between versions 8 and 9.)
 template <class T>
 T sum_lanes(const Batch<T>& x) {
@@ -6236,6 +6249,8 @@ struct GemmTile {
   /// Gives the rows of a block of A (block_rows x depth), which meets one panel of B after the other: 512 KiB in float.
   static constexpr Index block_rows = 256;
   static constexpr Index depth = 512;  ///< columns of a block of A
+  /// Gives the rows of B that a step of the micro-kernel takes.
+  static constexpr Index unrolled = 1;
   /// Gives the bytes of a panel from which on a single row meets two panels at once. The next two lie elsewhere: after
   /// short panels this costs more (22% of a product with 144 inputs) than two panels save.
   static constexpr Index long_panel = 64 << 10;
@@ -6245,6 +6260,12 @@ struct GemmTile {
   static constexpr Index rows = 4;
   static constexpr Index block_rows = 128;
   static constexpr Index depth = 1024;
+#ifdef __FMA__
+  // A fifth fewer instructions. Where two threads share a core, each can issue half as many, and these are the limit.
+  static constexpr Index unrolled = 4;
+#else
+  static constexpr Index unrolled = 1;
+#endif
   static constexpr Index long_panel = 0;
   static constexpr Index copying_cols = 48;
 #endif
@@ -6347,23 +6368,49 @@ const void* address(const Number* from, Index offset) {
                                        static_cast<std::uintptr_t>(offset) * sizeof(Number));
 }
 
-/// Prefetches the row of B that the micro-kernel reads 48 rows (less than a microsecond) later into the second-level
-/// cache. If few rows meet weights in memory, the hardware prefetcher does not keep up; if the weights are in a cache,
-/// the prefetch costs nothing measurable.
-template <Index Cols, class Number>
-void prefetch_later_row(const Number* row, Index row_stride) {
-  constexpr Index later = 48, line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
+/// Prefetches `Count` elements of each panel into the second-level cache; `from` points into the first of these panels.
+/// The micro-kernel reads them less than a microsecond later: if few rows of A meet weights in memory, the hardware
+/// prefetcher does not keep up.
+template <Index Panels, Index Count, class Number>
+[[gnu::always_inline]] inline void prefetch_panels(const Number* from, Index panel_stride, Index offset) {
+  constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
   LACONIC_UNROLL
-  for (Index i = 0; i < Cols; i += line) __builtin_prefetch(address(row, later * row_stride + i), 0, 2);
+  for (Index panel = 0; panel < Panels; ++panel) {
+    LACONIC_UNROLL
+    for (Index i = 0; i < Count; i += line) __builtin_prefetch(address(from, panel * panel_stride + offset + i), 0, 2);
+  }
+}
+
+/// Adds the product of a column of A (Rows), whose elements are `row_stride` apart, and a row of B (Vectors) to a tile.
+/// If Vectors is more than a panel has, the row is in several panels, `panel_stride` elements apart.
+template <Index Rows, Index Vectors, class T, class Number>
+[[gnu::always_inline]] inline void add_outer_product(Local<Local<Batch<T>, Vectors>, Rows>& sum, const T* column,
+                                                     Index row_stride, const Number* row, Index panel_stride) {
+  constexpr Index of_panel = GemmTile<T>::vectors;
+  Local<Batch<T>, Vectors> y;
+  LACONIC_UNROLL
+  for (Index j = 0; j < Vectors; ++j)
+    y[j] = in_register(load_as<T>(row + j / of_panel * panel_stride + j % of_panel * lanes<T>));
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    const Batch<T> x(column[i * row_stride]);
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j)
+      if constexpr (Rows <= 2)  // few sums: the compiler keeps them in registers
+        sum[i][j] = xsimd::fma(x, y[j], sum[i][j]);
+      else
+        multiply_add(sum[i][j], x, y[j]);
+  }
 }
 
 /// Computes C (rows x cols) = [C or bias or 0] + A (rows x depth) B (depth x cols) in registers: the micro-kernel. B is
 /// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there. If Vectors
-/// is more than a panel has, B is several panels, `panel_stride` elements apart.
+/// is more than a panel has, B is several panels, `panel_stride` elements apart. `prefetches` tells whether B is
+/// probably not in a cache.
 template <Index Rows, Index Vectors, class T, class Number>
 void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stride, Index depth, T* c, Index c_stride,
-                 Index cols, bool from_c, const T* bias) {
-  constexpr Index w = lanes<T>, of_panel = GemmTile<T>::vectors;
+                 Index cols, bool from_c, const T* bias, bool prefetches) {
+  constexpr Index w = lanes<T>, of_panel = std::min(Vectors, GemmTile<T>::vectors);  // vectors of a panel
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
   // Results are written at the end, where each store would wait for its cache line.
@@ -6383,22 +6430,17 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stri
         sum[i][j] = j + 1 < Vectors || tail == w ? load(start + j * w) : load_part(start + j * w, tail);
     }
   }
-  for (Index k = 0; k < depth; ++k) {
-    Local<Batch<T>, Vectors> row;
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j)
-      row[j] = in_register(load_as<T>(b + j / of_panel * panel_stride + j % of_panel * w));
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; j += of_panel)
-      prefetch_later_row<std::min(Vectors, of_panel) * w>(b + j / of_panel * panel_stride, b_stride);
-    LACONIC_UNROLL
-    for (Index i = 0; i < Rows; ++i) {
-      const Batch<T> x(a.data[i * a.row_stride]);
-      LACONIC_UNROLL
-      for (Index j = 0; j < Vectors; ++j) sum[i][j] = xsimd::fma(x, row[j], sum[i][j]);
-    }
-    a.data += a.col_stride;
-    b += b_stride;
+  Index k = 0;
+  if constexpr (constexpr Index together = GemmTile<T>::unrolled; together > 1 && Rows > 2)
+    if (a.col_stride == 1 && !prefetches)
+      for (; k + together <= depth; k += together, b += together * b_stride) {
+        LACONIC_UNROLL
+        for (Index t = 0; t < together; ++t)
+          add_outer_product<Rows, Vectors>(sum, a.data + k + t, a.row_stride, b + t * b_stride, panel_stride);
+      }
+  for (; k < depth; ++k, b += b_stride) {
+    prefetch_panels<Vectors / of_panel, of_panel * w>(b, panel_stride, 48 * b_stride);
+    add_outer_product<Rows, Vectors>(sum, a.data + k * a.col_stride, a.row_stride, b, panel_stride);
   }
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
@@ -6466,7 +6508,7 @@ void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index de
     each_row_tile<GemmTile<T>::rows>(m, [&](Index i, auto rows) {
       gemm_kernel<decltype(rows)::value, decltype(vectors)::value>(Operand<T>{a.at(i, 0), a.row_stride, a.col_stride},
                                                                    b, b_stride, 0, depth, c + i * c_stride, c_stride,
-                                                                   used, from_c, bias);
+                                                                   used, from_c, bias, i == 0);
     });
   });
 }
@@ -6542,7 +6584,7 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
         if (rows == 1 && used == together)
           detail::with_constant<Tile::row_panels>(used / Tile::cols, [&](auto panels) {
             detail::gemm_kernel<1, decltype(panels)::value * Tile::vectors>(
-                from, panel, Tile::cols, b.depth * Tile::cols, depth, to, c_stride, used, from_c, start);
+                from, panel, Tile::cols, b.depth * Tile::cols, depth, to, c_stride, used, from_c, start, true);
           });
         else
           detail::gemm_panel(rows, from, panel, b.width(js.begin + j), depth, to, c_stride, used, from_c, start);
@@ -7178,10 +7220,7 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j)
       row[j] = in_register(load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step));
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; j += of_panel)
-      detail::prefetch_later_row<of_panel * step>(b + j / of_panel * panel_stride + g * of_panel * step,
-                                                  of_panel * step);
+    detail::prefetch_panels<Vectors / of_panel, of_panel * step>(b, panel_stride, (g + 48) * of_panel * step);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t group;

@@ -190,10 +190,7 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j)
       row[j] = in_register(load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step));
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; j += of_panel)
-      detail::prefetch_later_row<of_panel * step>(b + j / of_panel * panel_stride + g * of_panel * step,
-                                                  of_panel * step);
+    detail::prefetch_panels<Vectors / of_panel, of_panel * step>(b, panel_stride, (g + 48) * of_panel * step);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t group;

@@ -99,6 +99,19 @@ Batch<T> in_register(const Batch<T>& x) {
 #endif
 }
 
+/// Adds x y to `sum`. With 16 vector registers the instruction is named, or g++ 12 moves sums about and to memory.
+template <class T>
+[[gnu::always_inline]] inline void multiply_add(Batch<T>& sum, const Batch<T>& x, const Batch<T>& y) {
+#if defined(__GNUC__) && defined(__FMA__) && !defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum.data) : "x"(x.data), "x"(y.data));
+  else
+    asm("vfmadd231pd %2, %1, %0" : "+x"(sum.data) : "x"(x.data), "x"(y.data));
+#else
+  sum = xsimd::fma(x, y, sum);
+#endif
+}
+
 /// Returns the sum over the lanes, always in the same order. (xsimd renamed its own function between versions 8 and 9.)
 template <class T>
 T sum_lanes(const Batch<T>& x) {
