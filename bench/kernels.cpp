@@ -72,7 +72,7 @@ Work product_work(const Form& form, const Shape& s, Index rows) {
 void add_linear(const Suite& suite) {
   for (const Form& form : forms)
     for (const Shape& s : shapes)
-      for (const Index rows : {1, 4, 8, 16, 64, 250, 1000})
+      for (const Index rows : {1, 3, 4, 6, 8, 16, 64, 250, 1000})
         suite.add(text("linear/", form.name, '/', s.name(), "/rows:", rows), product_work(form, s, rows),
                   [=](Cpu<float>& cpu) {
                     return [&cpu, x = noise(rows, s.in), layer = form.of(Linear<float>(s.in, s.out, Seed(1)))] {

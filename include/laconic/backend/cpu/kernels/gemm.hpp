@@ -43,8 +43,8 @@ struct GemmTile {
   /// Gives the rows of a block of A (block_rows x depth), which meets one panel of B after the other: 512 KiB in float.
   static constexpr Index block_rows = 256;
   static constexpr Index depth = 512;  ///< columns of a block of A
-  /// Gives the rows of B that a step of the micro-kernel takes.
-  static constexpr Index unrolled = 1;
+  /// Gives the rows of B that a step of the micro-kernel takes, with no prefetch.
+  static constexpr Index unrolled = 2;
   /// Gives the bytes of a panel from which on a single row meets two panels at once. The next two lie elsewhere: after
   /// short panels this costs more (22% of a product with 144 inputs) than two panels save.
   static constexpr Index long_panel = 64 << 10;
@@ -162,16 +162,21 @@ const void* address(const Number* from, Index offset) {
                                        static_cast<std::uintptr_t>(offset) * sizeof(Number));
 }
 
-/// Prefetches `Count` elements of each panel into the second-level cache; `from` points into the first of these panels.
-/// The micro-kernel reads them less than a microsecond later: if few rows of A meet weights in memory, the hardware
-/// prefetcher does not keep up.
-template <Index Panels, Index Count, class Number>
-[[gnu::always_inline]] inline void prefetch_panels(const Number* from, Index panel_stride, Index offset) {
-  constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
+/// Prefetches the row of B that a tile of `Rows` rows will read next but many: `Count` elements of each panel. `row` is
+/// the current one, in the first of these panels. The micro-kernel reads it less than a microsecond later: if few rows
+/// of A meet weights in memory, the hardware prefetcher does not keep up.
+template <Index Rows, Index Panels, Index Count, class Number>
+[[gnu::always_inline]] inline void prefetch_panels(const Number* row, Index panel_stride, Index row_stride) {
+  // A few rows read B as fast as the second-level cache gives it: a line that was prefetched to there would come from
+  // it twice, which took 40% of the speed of one row. More rows have the time, and need lines from memory earlier.
+  constexpr int locality = Rows <= 3 ? 3 : 2;
+  constexpr Index rows_ahead = Rows <= 3 ? 24 : 48,
+                  line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
   LACONIC_UNROLL
   for (Index panel = 0; panel < Panels; ++panel) {
     LACONIC_UNROLL
-    for (Index i = 0; i < Count; i += line) __builtin_prefetch(address(from, panel * panel_stride + offset + i), 0, 2);
+    for (Index i = 0; i < Count; i += line)
+      __builtin_prefetch(address(row, panel * panel_stride + rows_ahead * row_stride + i), 0, locality);
   }
 }
 
@@ -200,10 +205,10 @@ template <Index Rows, Index Vectors, class T, class Number>
 /// Computes C (rows x cols) = [C or bias or 0] + A (rows x depth) B (depth x cols) in registers: the micro-kernel. B is
 /// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there. If Vectors
 /// is more than a panel has, B is several panels, `panel_stride` elements apart. `prefetches` tells whether B is
-/// probably not in a cache.
+/// probably not in a cache. Inlined by g++ 12, some tiles keep their sums in memory, at less than half the speed.
 template <Index Rows, Index Vectors, class T, class Number>
-void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stride, Index depth, T* c, Index c_stride,
-                 Index cols, bool from_c, const T* bias, bool prefetches) {
+[[gnu::noinline]] void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stride, Index depth, T* c,
+                                   Index c_stride, Index cols, bool from_c, const T* bias, bool prefetches) {
   constexpr Index w = lanes<T>, of_panel = std::min(Vectors, GemmTile<T>::vectors);  // vectors of a panel
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
@@ -233,7 +238,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stri
           add_outer_product<Rows, Vectors>(sum, a.data + k + t, a.row_stride, b + t * b_stride, panel_stride);
       }
   for (; k < depth; ++k, b += b_stride) {
-    prefetch_panels<Vectors / of_panel, of_panel * w>(b, panel_stride, 48 * b_stride);
+    prefetch_panels<Rows, Vectors / of_panel, of_panel * w>(b, panel_stride, b_stride);
     add_outer_product<Rows, Vectors>(sum, a.data + k * a.col_stride, a.row_stride, b, panel_stride);
   }
   LACONIC_UNROLL

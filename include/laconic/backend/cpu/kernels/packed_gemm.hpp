@@ -174,9 +174,9 @@ inline float round_row(Index in, const float* x, RoundedNumber* to) {
 /// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups *
 /// bytes_group) is rounded, b one panel, or several, `panel_stride` bytes apart, if Vectors is more than a panel has.
 template <Index Rows, Index Vectors>
-void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b, Index panel_stride,
-                 const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
-                 Index y_stride, Index used) {
+[[gnu::noinline]] void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b,
+                                   Index panel_stride, const float* row_scales, const float* scales,
+                                   const std::int32_t* sums, const float* bias, float* y, Index y_stride, Index used) {
   constexpr Index w = lanes<float>, step = w * bytes_group, of_panel = std::min(Vectors, GemmTile<float>::vectors);
   constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
   WholeVector sum[rows][vectors];
@@ -190,7 +190,8 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j)
       row[j] = in_register(load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step));
-    detail::prefetch_panels<Vectors / of_panel, of_panel * step>(b, panel_stride, (g + 48) * of_panel * step);
+    detail::prefetch_panels<Rows, Vectors / of_panel, of_panel * step>(b + g * of_panel * step, panel_stride,
+                                                                       of_panel * step);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t group;
