@@ -12,6 +12,7 @@
 
 // Threads and clock of POSIX: <thread> and <chrono> would be a tenth of what <laconic/laconic.hpp> costs to compile.
 #include <pthread.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,6 +39,49 @@ inline std::int64_t nanoseconds() {
   return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
+/// Watches how often other programs take the processor of one thread, which calls all functions.
+class ProcessorWatch {
+ public:
+  /// Says whether it is time to look again.
+  bool is_due(std::int64_t now) const { return now - seen_ > ms; }
+
+  /// Returns the nanoseconds since the last look for which this thread could have run and did not, if they were more
+  /// than a quarter of its time of late, and else 0. Time in which it waited for something itself does not count; where
+  /// the system does not tell (RUSAGE_THREAD), all is 0.
+  std::int64_t put_aside() {
+#ifdef RUSAGE_THREAD
+    rusage usage{};
+    ::getrusage(RUSAGE_THREAD, &usage);
+    const std::int64_t now = nanoseconds(), ran = ns(usage.ru_utime) + ns(usage.ru_stime);
+    std::int64_t away = 0;
+    if (std::exchange(waits_, usage.ru_nvcsw) == usage.ru_nvcsw) {
+      away = std::exchange(interruptions_, usage.ru_nivcsw) == usage.ru_nivcsw ? 0 : now - seen_ - (ran - ran_);
+      awake_of_late_ += now - seen_;
+      away_of_late_ += away;
+    }
+    interruptions_ = usage.ru_nivcsw;
+    seen_ = now;
+    ran_ = ran;
+    const bool is_often = 4 * away_of_late_ > std::max(awake_of_late_, of_late / 2);
+    if (awake_of_late_ > of_late) {
+      awake_of_late_ /= 2;
+      away_of_late_ /= 2;
+    }
+    return is_often ? away : 0;
+#else
+    return 0;
+#endif
+  }
+
+ private:
+  static constexpr std::int64_t ms = 1'000'000, of_late = 20 * ms;
+  static std::int64_t ns(const timeval& t) { return std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_usec * 1000; }
+
+  std::int64_t seen_ = 0, ran_ = 0;      // when it looked last, and for how long the thread had run then
+  long waits_ = -1, interruptions_ = 0;  // how often it had waited, or had lost its processor
+  std::int64_t awake_of_late_ = 0, away_of_late_ = 0;
+};
+
 /// Makes this thread run regions alone while it lives, as within the tasks of another region.
 class InsideRegion {
  public:
@@ -60,9 +104,10 @@ class InsideRegion {
 
 /// Runs regions on the threads of the process: the thread that opens a region works in it, and others help it. A region
 /// is over when its work is done, not when every thread has come: a helper that the system has put aside joins late or
-/// never. Threads that wait look for work for a millisecond and then sleep, sooner where the machine has other work
-/// (see `spin`). The opener waits as long as its own tasks took, at least, and then sleeps, which gives its processor
-/// to a helper that was put aside. Several threads may open regions at a time; helpers go where there is work.
+/// never. Where threads are often put aside, regions have one thread fewer for a while (see `give_way`). Threads that
+/// wait look for work for a millisecond and then sleep, sooner where the machine has other work (see `spin`). The
+/// opener waits as long as its own tasks took, at least, and then sleeps, which gives its processor to a helper that
+/// was put aside. Several threads may open regions at a time; helpers go where there is work.
 ///
 /// Helpers are started when regions first want them and stopped when the process ends. There are at most as many as the
 /// machine has processors beside the opener, or as the largest region asks for. After a fork the child has none, and
@@ -100,7 +145,12 @@ class ThreadTeam {
   /// on helpers that come while this thread works. Returns when all of them are done. `work` takes tasks until none is
   /// left and must not throw.
   void run(int threads, void (*work)(void* what, int thread), void* what) {
-    Region* region = stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
+    const std::int64_t begin = nanoseconds();
+    thread_local ProcessorWatch watch;
+    if (begin < limited_until_.load(std::memory_order_relaxed))
+      threads = std::min(threads, limit_.load(std::memory_order_relaxed));
+    if (watch.is_due(begin)) give_way(threads, watch.put_aside());
+    Region* region = threads < 2 || stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
     if (region == nullptr) return work_as(0, work, what);
     region->work = work;
     region->what = what;
@@ -110,7 +160,6 @@ class ThreadTeam {
     ++opened_;
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
-    const std::int64_t begin = nanoseconds();
     work_as(0, work, what);
 
     // A helper's last task may take about as long as the opener's did.
@@ -141,6 +190,7 @@ class ThreadTeam {
     ThreadTeam* team;
     int number;
     pthread_t thread;
+    int threads;  // of the last region that it was in
   };
 
   static void work_as(int thread, void (*work)(void*, int), void* what) noexcept {
@@ -204,49 +254,63 @@ class ThreadTeam {
   }
 
   static void* help_as(void* helper) {
-    static_cast<Helper*>(helper)->team->help(static_cast<Helper*>(helper)->number);
+    static_cast<Helper*>(helper)->team->help(*static_cast<Helper*>(helper));
     return nullptr;
   }
 
   /// Is what a helper does: waits for regions and works in them, until the process ends.
-  void help(int helper) {
+  void help(Helper& helper) {
+    ProcessorWatch watch;
     for (;;) {
       const std::uint32_t seen = opened_;
       if (stopping_) return;
       for (Region& region : regions_) join(region, helper);
-      if (spin([&] { return opened_.load(std::memory_order_relaxed) != seen; })) continue;
+      const bool found = spin([&] { return opened_.load(std::memory_order_relaxed) != seen; });
+      if (watch.is_due(nanoseconds())) give_way(helper.threads, watch.put_aside());
+      if (found) continue;
       ++sleeping_;
       opened_.wait(seen);
       --sleeping_;
     }
   }
 
+  /// Gives regions one thread fewer than `threads` for 40 times as long as a thread was put aside, 400 ms at most: what
+  /// is lost by waiting for it is then a fortieth. 0: nothing happened.
+  void give_way(int threads, std::int64_t put_aside) {
+    if (put_aside <= 0 || threads < 2) return;
+    limit_.store(threads - 1, std::memory_order_relaxed);
+    limited_until_.store(nanoseconds() + std::min<std::int64_t>(40 * put_aside, 400'000'000),
+                         std::memory_order_relaxed);
+  }
+
   /// Works in a region if it is open and has room. A helper gets the same number in each region of one size, so that it
   /// meets what its processor's caches hold.
-  static void join(Region& region, int helper) {
+  static void join(Region& region, Helper& helper) {
     std::uint32_t state = region.state.load(std::memory_order_relaxed), room = 0;
     do {
       room = state >> room_shift;
       if ((state & is_open) == 0 || (state & count_mask) >= room) return;
     } while (!region.state.compare_exchange_weak(state, state + 1, std::memory_order_acquire));
-    int number = 1 + helper % static_cast<int>(room);
+    int number = 1 + helper.number % static_cast<int>(room);
     while ((region.numbers.fetch_or(std::uint64_t{1} << number, std::memory_order_acq_rel) >> number & 1) != 0)
       number = 1 + number % static_cast<int>(room);
     work_as(number, region.work, region.what);
+    helper.threads = 1 + static_cast<int>(room);
     region.numbers.fetch_and(~(std::uint64_t{1} << number), std::memory_order_acq_rel);
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }
 
   const int processors_ = processors();
   std::array<Region, 16> regions_{};
-  alignas(line_bytes) std::atomic<std::uint32_t> opened_{0};  // regions so far; helpers wait for it to change
-  alignas(line_bytes) std::atomic<int> sleeping_{0};          // helpers that must be woken
-  std::atomic<int> wanted_{0};                                // helpers for all regions that are open
-  std::atomic<int> helpers_{0};                               // those that were started
-  std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
-  std::atomic<std::int64_t> busy_until_{0};                   // by `nanoseconds`
-  std::atomic_flag locked_{};                                 // guards the start of helpers
-  const pid_t process_ = ::getpid();                          // whose helpers they are
+  alignas(line_bytes) std::atomic<std::uint32_t> opened_{0};    // regions so far; helpers wait for it to change
+  alignas(line_bytes) std::atomic<int> sleeping_{0};            // helpers that must be woken
+  std::atomic<int> wanted_{0};                                  // helpers for all regions that are open
+  std::atomic<int> helpers_{0};                                 // those that were started
+  std::atomic<bool> stopping_{false}, refused_{false};          // refused: the system gives no more threads
+  std::atomic<std::int64_t> busy_until_{0}, limited_until_{0};  // by `nanoseconds`
+  std::atomic<int> limit_{max_threads};                         // threads of a region until then
+  std::atomic_flag locked_{};                                   // guards the start of helpers
+  const pid_t process_ = ::getpid();                            // whose helpers they are
   std::array<Helper, max_threads - 1> started_{};
 };
 
