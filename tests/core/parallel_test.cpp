@@ -4,6 +4,8 @@
 
 #include "catch.hpp"
 
+#include <sched.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,11 +39,19 @@ namespace {
 
 /// Waits for what other threads bring about, ten seconds at most.
 template <class Condition>
-bool comes(Condition&& condition) {
+bool comes(Condition&& condition, std::chrono::milliseconds longest = std::chrono::seconds(10)) {
   const auto begin = std::chrono::steady_clock::now();
   while (!condition())
-    if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(10)) return false;
+    if (std::chrono::steady_clock::now() - begin > longest) return false;
   return true;
+}
+
+/// Runs a region until a second thread has come to it, which a busy machine puts off: a hundred times at most.
+template <class Region>
+bool is_joined(Region&& region) {
+  for (int i = 0; i < 100; ++i)
+    if (region(std::chrono::milliseconds(100))) return true;
+  return false;
 }
 
 }  // namespace
@@ -49,15 +59,17 @@ bool comes(Condition&& condition) {
 TEST_CASE("each thread begins with its own stretch of the tasks", "[parallel]") {
   constexpr Index tasks = 6;
   std::vector<int> done_by(tasks, -1);
-  std::atomic<int> begun{0};
-  kernels::parallel_for(2, tasks, [&](Index task, int thread) {
-    done_by[static_cast<std::size_t>(task)] = thread;
-    if (task % 3 == 0) {
+  CHECK(is_joined([&](auto longest) {
+    std::atomic<int> begun{0};
+    std::atomic<bool> together{true};
+    kernels::parallel_for(2, tasks, [&](Index task, int thread) {
+      done_by[static_cast<std::size_t>(task)] = thread;
+      if (task % 3 != 0) return;
       ++begun;
-      comes([&] { return begun == 2; });
-    }
-  });
-  CHECK(begun == 2);
+      if (!comes([&] { return begun == 2; }, longest)) together = false;
+    });
+    return together.load();
+  }));
   CHECK(done_by[0] == 0);
   CHECK(done_by[3] == 1);
 }
@@ -65,14 +77,44 @@ TEST_CASE("each thread begins with its own stretch of the tasks", "[parallel]") 
 TEST_CASE("a thread that is done helps the others", "[parallel]") {
   // The first task waits for all others, of which half lie in the stretch of its own thread.
   constexpr Index tasks = 16;
-  std::atomic<Index> done{0};
-  std::atomic<bool> helped{false};
-  kernels::parallel_for(2, tasks, [&](Index task, int) {
-    if (task == 0) helped = comes([&] { return done == tasks - 1; });
-    ++done;
-  });
-  CHECK(helped);
+  CHECK(is_joined([&](auto longest) {
+    std::atomic<Index> done{0};
+    std::atomic<bool> helped{false};
+    kernels::parallel_for(2, tasks, [&](Index task, int) {
+      if (task == 0) helped = comes([&] { return done == tasks - 1; }, longest);
+      ++done;
+    });
+    return helped.load();
+  }));
 }
+
+#if defined(RUSAGE_THREAD) && defined(__linux__)
+TEST_CASE("a thread knows that other programs take its processor, and not its own waiting for that", "[parallel]") {
+  cpu_set_t before, one;
+  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  CPU_ZERO(&one);
+  for (std::size_t i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++i)
+    if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
+  std::atomic<bool> over{false};
+  REQUIRE(sched_setaffinity(0, sizeof one, &one) == 0);  // for the other thread, too
+  std::thread other([&] {
+    while (!over) continue;
+  });
+  laconic::detail::ProcessorWatch watch;
+  std::int64_t away = 0;
+  CHECK(comes([&] { return watch.is_due(laconic::detail::nanoseconds()) && (away = watch.put_aside()) > 0; }));
+  CHECK(away < 10'000'000'000);
+  over = true;
+  other.join();
+
+  laconic::detail::ProcessorWatch of_waiting;
+  for (int i = 0; i < 20; ++i) {
+    CHECK(of_waiting.put_aside() == 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  CHECK(sched_setaffinity(0, sizeof before, &before) == 0);
+}
+#endif
 
 TEST_CASE("a region is over when its tasks are done, whoever has come", "[parallel]") {
   // The tasks of one region wait for the other region. Whichever threads they hold, the other one ends.

@@ -32,10 +32,10 @@ inline void pause() {
 /// Returns the number of the machine's processors.
 inline int processors() { return static_cast<int>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN))); }
 
-/// Returns nanoseconds by a clock that is never set back.
-inline std::int64_t nanoseconds() {
+/// Returns nanoseconds by a clock that is never set back, or those for which this thread ran (CLOCK_THREAD_CPUTIME_ID).
+inline std::int64_t nanoseconds(clockid_t clock = CLOCK_MONOTONIC) {
   timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  ::clock_gettime(clock, &now);
   return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
@@ -50,16 +50,15 @@ class ProcessorWatch {
   /// the system does not tell (RUSAGE_THREAD), all is 0.
   std::int64_t put_aside() {
 #ifdef RUSAGE_THREAD
-    rusage usage{};
+    const std::int64_t now = nanoseconds(), ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+    rusage usage{};  // its times would be those of the last tick of the system
     ::getrusage(RUSAGE_THREAD, &usage);
-    const std::int64_t now = nanoseconds(), ran = ns(usage.ru_utime) + ns(usage.ru_stime);
     std::int64_t away = 0;
     if (std::exchange(waits_, usage.ru_nvcsw) == usage.ru_nvcsw) {
-      away = std::exchange(interruptions_, usage.ru_nivcsw) == usage.ru_nivcsw ? 0 : now - seen_ - (ran - ran_);
+      away = now - seen_ - (ran - ran_);
       awake_of_late_ += now - seen_;
       away_of_late_ += away;
     }
-    interruptions_ = usage.ru_nivcsw;
     seen_ = now;
     ran_ = ran;
     const bool is_often = 4 * away_of_late_ > std::max(awake_of_late_, of_late / 2);
@@ -75,10 +74,9 @@ class ProcessorWatch {
 
  private:
   static constexpr std::int64_t ms = 1'000'000, of_late = 20 * ms;
-  static std::int64_t ns(const timeval& t) { return std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_usec * 1000; }
 
-  std::int64_t seen_ = 0, ran_ = 0;      // when it looked last, and for how long the thread had run then
-  long waits_ = -1, interruptions_ = 0;  // how often it had waited, or had lost its processor
+  std::int64_t seen_ = 0, ran_ = 0;  // when it looked last, and for how long the thread had run then
+  long waits_ = -1;                  // how often it had waited
   std::int64_t awake_of_late_ = 0, away_of_late_ = 0;
 };
 
