@@ -45,35 +45,34 @@ class ProcessorWatch {
   /// Says whether it is time to look again.
   bool is_due(std::int64_t now) const { return now - seen_ > ms; }
 
-  /// Returns the nanoseconds since the last look for which this thread could have run and did not, if they were more
-  /// than a quarter of its time of late, and else 0. Time in which it waited for something itself does not count; where
-  /// the system does not tell (RUSAGE_THREAD), all is 0.
-  std::int64_t put_aside() {
+  /// Looks, and says whether this thread was put aside for more than a quarter of its time of late, once for each such
+  /// time. Time in which it waited for something itself does not count. Where the system does not tell (RUSAGE_THREAD),
+  /// it never was.
+  bool is_often_put_aside() {
 #ifdef RUSAGE_THREAD
     const std::int64_t now = nanoseconds(), ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     rusage usage{};  // its times would be those of the last tick of the system
     ::getrusage(RUSAGE_THREAD, &usage);
-    std::int64_t away = 0;
     if (std::exchange(waits_, usage.ru_nvcsw) == usage.ru_nvcsw) {
-      away = now - seen_ - (ran - ran_);
       awake_of_late_ += now - seen_;
-      away_of_late_ += away;
+      away_of_late_ += now - seen_ - (ran - ran_);
     }
     seen_ = now;
     ran_ = ran;
     const bool is_often = 4 * away_of_late_ > std::max(awake_of_late_, of_late / 2);
+    if (is_often) awake_of_late_ = away_of_late_ = 0;  // what was seen is told once
     if (awake_of_late_ > of_late) {
       awake_of_late_ /= 2;
       away_of_late_ /= 2;
     }
-    return is_often ? away : 0;
+    return is_often;
 #else
-    return 0;
+    return false;
 #endif
   }
 
  private:
-  static constexpr std::int64_t ms = 1'000'000, of_late = 20 * ms;
+  static constexpr std::int64_t ms = 1'000'000, of_late = 60 * ms;
 
   std::int64_t seen_ = 0, ran_ = 0;  // when it looked last, and for how long the thread had run then
   long waits_ = -1;                  // how often it had waited
@@ -147,7 +146,7 @@ class ThreadTeam {
     thread_local ProcessorWatch watch;
     if (begin < limited_until_.load(std::memory_order_relaxed))
       threads = std::min(threads, limit_.load(std::memory_order_relaxed));
-    if (watch.is_due(begin)) give_way(threads, watch.put_aside());
+    if (watch.is_due(begin) && watch.is_often_put_aside()) give_way(threads);
     Region* region = threads < 2 || stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
     if (region == nullptr) return work_as(0, work, what);
     region->work = work;
@@ -264,7 +263,7 @@ class ThreadTeam {
       if (stopping_) return;
       for (Region& region : regions_) join(region, helper);
       const bool found = spin([&] { return opened_.load(std::memory_order_relaxed) != seen; });
-      if (watch.is_due(nanoseconds())) give_way(helper.threads, watch.put_aside());
+      if (watch.is_due(nanoseconds()) && watch.is_often_put_aside()) give_way(helper.threads);
       if (found) continue;
       ++sleeping_;
       opened_.wait(seen);
@@ -272,13 +271,12 @@ class ThreadTeam {
     }
   }
 
-  /// Gives regions one thread fewer than `threads` for 40 times as long as a thread was put aside, 400 ms at most: what
-  /// is lost by waiting for it is then a fortieth. 0: nothing happened.
-  void give_way(int threads, std::int64_t put_aside) {
-    if (put_aside <= 0 || threads < 2) return;
+  /// Gives regions one thread fewer than `threads` for 300 milliseconds, which is several times what it takes to notice
+  /// that a thread is often put aside.
+  void give_way(int threads) {
+    if (threads < 2) return;
     limit_.store(threads - 1, std::memory_order_relaxed);
-    limited_until_.store(nanoseconds() + std::min<std::int64_t>(40 * put_aside, 400'000'000),
-                         std::memory_order_relaxed);
+    limited_until_.store(nanoseconds() + 300'000'000, std::memory_order_relaxed);
   }
 
   /// Works in a region if it is open and has room. A helper gets the same number in each region of one size, so that it
