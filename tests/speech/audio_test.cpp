@@ -326,6 +326,10 @@ TEST_CASE("resampling short signals and impossible rates", "[audio]") {
     CHECK(resample(in, 256, 1).size() == 1);
     CHECK(resample(in, 1, 256).size() == 256 * n);
   }
+  // Allocators may place the result just after the samples.
+  std::vector<float> both(48, 0.5F);
+  std::span<const float> in = std::span(both).first(36);
+  CHECK(laconic::detail::Resampler(48000, 16000)(in, true, std::span(both).subspan(36)) == 12);
   const std::vector<float> one{1};
   CHECK_THROWS_WITH(resample(one, 0, 16000), "resample: from 0 Hz to 16000 Hz given, positive rates expected");
   CHECK_THROWS_WITH(resample(one, 257, 1), "resample: from 257 Hz to 1 Hz given, a ratio from 1/256 to 256 expected");

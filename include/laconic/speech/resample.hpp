@@ -66,10 +66,12 @@ class Resampler {
  private:
   /// Calls libsamplerate until `out` is full or it takes and writes nothing more.
   std::size_t process(std::span<const float>& in, bool end, std::span<float> out) {
+    // libsamplerate calls it an overlap where the end of a signal that was taken is the beginning of `out`.
+    static constexpr float nothing[2]{};
     std::size_t written = 0;
     for (bool moves = true; moves && written < out.size();) {
       SRC_DATA job{};
-      job.data_in = in.data();
+      job.data_in = in.empty() ? nothing + 1 : in.data();
       job.data_out = out.data() + written;
       job.input_frames = static_cast<long>(in.size());
       job.output_frames = static_cast<long>(out.size() - written);
