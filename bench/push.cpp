@@ -3,7 +3,7 @@
 // Times the latency of one live stream: pushes of a chunk to a Conformer of 12 layers of 256, with MHA and with
 // policies that keep a quarter and an eighth of its cache, in turns. It varies the left context and the storage of
 // keys, values and weights.
-//   usage: push [--threads 1] [--left-context 250 1500] [--weights float|bf16|int8] [--rounds 12] [--attention NAME]
+//   usage: push [--threads 1] [--left-context 250 1500] [--weights float|bf16|int8] [--rounds 12]
 #include <laconic/attention/any.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/stream.hpp>
@@ -25,7 +25,7 @@ namespace {
 struct Options {
   int threads = 1;
   std::vector<Index> left_contexts{250, 1500};
-  std::string weights = "float", attention;
+  std::string weights = "float";
   Index rounds = 12;
 };
 
@@ -118,9 +118,6 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", o.rounds, "rounds of 10 pushes to each stream in turn, once their caches are full")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  std::vector<std::string> names;
-  for (const Choice& choice : choices) names.emplace_back(choice.name);
-  app.add_option("--attention", o.attention, "only this one")->check(CLI::IsMember(names));
   CLI11_PARSE(app, argc, argv);
   try {
     std::printf(
@@ -129,8 +126,7 @@ int main(int argc, char** argv) {
     for (const Index left : o.left_contexts)
       for (const Storage cache : {Storage::full, Storage::int8})
         for (const Choice& choice : choices)
-          if ((cache == Storage::full || choice.attention != AttentionName::linear) &&
-              (o.attention.empty() || o.attention == choice.name))
+          if (cache == Storage::full || choice.attention != AttentionName::linear)
             streams.emplace_back(o, choice, left, cache);
     // In turns, so that all streams meet the same conditions.
     for (Index round = 0; round < o.rounds; ++round)
