@@ -2,12 +2,14 @@
 """Prints how fast one training is in 1, 2, 4 ... processes of mpirun, and what their exchange of gradients costs.
 
     cmake --preset release -DLACONIC_BUILD_BENCH=ON && cmake --build build/release
-    python3 bench/scaling.py --build build/release [--processes 1 2 4] [--rounds 7] [--mbit 1000] [-- TRAIN OPTIONS]
+    python3 bench/scaling.py --build build/release [--against OTHER_BUILD] [--processes 1 2 4] [--rounds 7]
+                             [--mbit 1000] [-- TRAIN OPTIONS]
 
 Each run trains on the same spoken digits with the same --accumulate, one thread a process, and counts the seconds of an
 epoch (without validation). Numbers of processes take turns; the table has medians and quartiles, and
 ratios to the first number within the same turn. --mbit runs all in a network namespace of its own whose links carry so
-many Mbit/s for each process (root only): the processes then talk by TCP instead of shared memory.
+many Mbit/s for each process (root only): the processes then talk by TCP instead of shared memory. --against trains with
+the program of a second build in the same turns.
 """
 
 import argparse
@@ -70,6 +72,7 @@ def quartiles(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, required=True, help="a build with the program and the benches")
+    parser.add_argument("--against", type=pathlib.Path, help="another build, whose program is measured, too")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--accumulate", type=int, default=4, help="batches of an update, dealt to the processes")
     parser.add_argument("--rounds", type=int, default=7)
@@ -78,36 +81,41 @@ def main():
     parser.add_argument("train", nargs="*", help="further options of `laconic train`")
     args = parser.parse_args()
     build = args.build.resolve()
-    for program in ("laconic", "bench/exchange"):
-        if not (build / program).exists():
-            raise SystemExit(f"{build / program} is missing: a build with MPI and the benches expected")
+    programs = [build / "laconic"] + ([args.against.resolve() / "laconic"] if args.against else [])
+    for program in (*programs, build / "bench/exchange"):
+        if not program.exists():
+            raise SystemExit(f"{program} is missing: a build with MPI and the benches expected")
     network = Network(args.mbit)
     try:
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             run([build / "laconic", "data", "speak", "--out", folder / "digits", "--train", args.utterances, "--valid",
                  4, "--test", 4])
-            speed = {n: [] for n in args.processes}
+            speed = {n: [[] for _ in programs] for n in args.processes}
             parameters = 0
             for turn in range(args.rounds):
                 for n in args.processes:
-                    network.mpirun(n, [build / "laconic", "train", "--data", folder / "digits", "--out",
-                                       folder / f"{turn}-{n}", "--epochs", 1, "--threads", 1, "--accumulate",
-                                       args.accumulate, "--json", folder / "result.json", *args.train])
-                    result = json.loads((folder / "result.json").read_text())
-                    parameters = result["parameters"]
-                    speed[n].append(1 / result["seconds"])
-            losses = {(folder / f"0-{n}" / "losses.csv").read_bytes() for n in args.processes}
+                    for i, program in enumerate(programs):
+                        network.mpirun(n, [program, "train", "--data", folder / "digits", "--out",
+                                           folder / f"{turn}-{n}-{i}", "--epochs", 1, "--threads", 1, "--accumulate",
+                                           args.accumulate, "--json", folder / "result.json", *args.train])
+                        result = json.loads((folder / "result.json").read_text())
+                        parameters = result["parameters"]
+                        speed[n][i].append(1 / result["seconds"])
+            losses = {path.read_bytes() for path in folder.glob("*/losses.csv")}
         first = args.processes[0]
         print(f"{parameters} parameters, {args.accumulate} batches an update, one thread a process, "
               f"{'shared memory' if not args.mbit else f'{args.mbit} Mbit/s a process'}; losses "
               f"{'are the same bits' if len(losses) == 1 else 'DIFFER'}")
-        print(f"{'processes':>9} {'epochs/min':>11} {'times ' + str(first):>9} (quartiles)")
+        print(f"{'processes':>9} {'epochs/min':>11} {'times ' + str(first):>9} (quartiles)" +
+              ("  times the other build" if args.against else ""))
         for n in args.processes:
-            ratios = [a / b for a, b in zip(speed[n], speed[first])]
-            low, high = quartiles(ratios)
-            print(f"{n:>9} {60 * statistics.median(speed[n]):>11.2f} {statistics.median(ratios):>9.2f} "
-                  f"({low:.2f} to {high:.2f})")
+            line = f"{n:>9} {60 * statistics.median(speed[n][0]):>11.2f} "
+            for other in (speed[first][0], *speed[n][1:]):
+                ratios = [a / b for a, b in zip(speed[n][0], other)]
+                low, high = quartiles(ratios)
+                line += f"{statistics.median(ratios):>9.2f} ({low:.2f} to {high:.2f})"
+            print(line)
         megabytes = 4e-6 * parameters
         for n in args.processes:
             if n > 1:

@@ -4633,6 +4633,8 @@ using AnyAttentionLayer = AnyLayer<AnyAttention, T>;
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+#include <unordered_set>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -4745,17 +4747,28 @@ class Autodiff {
   /// Computes the derivatives of weight * loss (1, 1) and adds them to the gradients of all trainable parameters and
   /// variables that the loss depends on. The recorded nodes can be used once only.
   void backward(const Tensor& loss, double weight = 1) {
-    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
-            "), expected (1, 1)");
-    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    unused(loss).gradient = backend_.fill(1, 1, weight);
-    walk_back(0);
+    start(loss, weight);
+    walk_back(0, [](std::size_t) {});
+  }
+  /// Does the same, and calls `computed(std::span<const Parameter<Scalar>* const>)` after each node of the tape with
+  /// the trainable parameters, maybe none, whose gradients are complete by then. Each comes once.
+  template <class Computed>
+  void backward(const Tensor& loss, double weight, Computed&& computed) {
+    start(loss, weight);
+    const auto [parameters, nodes] = first_uses();
+    std::size_t left = nodes.size();
+    walk_back(0, [&](std::size_t node) {
+      const std::size_t end = left;
+      while (left > 0 && nodes[left - 1] >= node) --left;
+      computed(std::span(parameters).subspan(left, end - left));
+    });
   }
   /// Clears the tape. Earlier values stay valid, but what is computed from them later has no derivative by anything
   /// before.
   void clear() {
     cleared_ += static_cast<Index>(nodes_.size());
     nodes_.clear();
+    uses_.clear();
   }
 
   /// Returns f(x), for which the tape keeps only x: the backward pass recomputes the intermediate values (Chen et al.
@@ -4763,22 +4776,24 @@ class Autodiff {
   /// a Tensor, and must own everything that it uses.
   template <class F>
   Tensor recompute(const Tensor& x, F f) {
-    const std::size_t begin = nodes_.size();
+    const std::size_t begin = nodes_.size(), first_use = uses_.size();
     const std::uint64_t first_call = calls_;
     Tensor y = f(x);
     const bool recorded = needs(y) && place(y) >= begin;
     nodes_.resize(begin);
     if (!recorded) return y;
+    for (std::size_t i = first_use; i < uses_.size(); ++i) uses_[i].node = begin;  // of the node that stands for all
     return op(std::move(y.value), true, [this, x, first_call, f = std::move(f)](Value dy) {
-      const std::size_t at = nodes_.size();
+      const std::size_t at = nodes_.size(), uses = uses_.size();
       const bool wanted = needs(x);
       const Tensor start = wanted ? record(x.value, nullptr) : x;
       // The gradient that x has already comes first, so that sums have the same order as without recomputation.
       if (wanted) nodes_[at].gradient = std::move(unused(x).gradient);
       give(again(f, start, first_call), std::move(dy));
-      walk_back(at);
+      walk_back(at, [](std::size_t) {});
       if (wanted) unused(x).gradient = std::move(nodes_[at].gradient);
       nodes_.resize(at);
+      uses_.resize(uses);
     });
   }
 
@@ -4789,7 +4804,7 @@ class Autodiff {
   /// Returns x W^T + b, then the activation if one is given, and records its derivative.
   Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
     if (kind) return activation(*kind, linear(x, weight, bias));
-    return op(backend_.linear(x.value, weight, bias), needs(x) || trains(weight) || trains(bias),
+    return op(backend_.linear(x.value, weight, bias), any(needs(x), trains(weight), trains(bias)),
               [this, x, &weight, bias](const Value& dy) {
                 give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
               });
@@ -4808,7 +4823,7 @@ class Autodiff {
   Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
     Value moments;
     Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
+    return op(std::move(y), any(needs(x), trains(weight), trains(bias)),
               [this, x, &weight, &bias, moments](const Value& dy) {
                 give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
               });
@@ -4817,7 +4832,7 @@ class Autodiff {
   Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
     Value inverses;
     Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
-    return op(std::move(y), needs(x) || trains(weight), [this, x, &weight, inverses](const Value& dy) {
+    return op(std::move(y), any(needs(x), trains(weight)), [this, x, &weight, inverses](const Value& dy) {
       give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
     });
   }
@@ -4827,7 +4842,7 @@ class Autodiff {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen running statistics are used instead
     Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || trains(p.weight) || trains(p.bias), [this, x, p, moments](const Value& dy) {
+    return op(std::move(y), any(needs(x), trains(p.weight), trains(p.bias)), [this, x, p, moments](const Value& dy) {
       give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
     });
   }
@@ -4835,7 +4850,7 @@ class Autodiff {
   Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
     Value moments;
     Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
-    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
+    return op(std::move(y), any(needs(x), trains(weight), trains(bias)),
               [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
                 give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
               });
@@ -4843,7 +4858,7 @@ class Autodiff {
   /// Returns a convolution over time, and records its derivative.
   Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
                 const Sequences& to) {
-    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || trains(weight) || trains(bias),
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), any(needs(x), trains(weight), trains(bias)),
               [this, x, &weight, bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
@@ -4856,7 +4871,7 @@ class Autodiff {
     const bool relu = kind == Activation::relu;
     if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
     Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
-    return op(y, needs(x) || trains(weight) || trains(bias),
+    return op(y, any(needs(x), trains(weight), trains(bias)),
               [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
                 if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
@@ -4866,7 +4881,7 @@ class Autodiff {
   Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
                         const DepthwiseShape& shape) {
     return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
-              needs(x) || trains(weight) || trains(bias), [this, x, &weight, bias, sequences, shape](const Value& dy) {
+              any(needs(x), trains(weight), trains(bias)), [this, x, &weight, bias, sequences, shape](const Value& dy) {
                 give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
@@ -4880,8 +4895,8 @@ class Autodiff {
     const DropoutMask mask = next_mask(dropout);
     Value logsumexp;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, logsumexp);
-    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
-                        trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    const bool needed = any(needs(q), needs(k), needs(v), needs(relative.table), needs(relative.query),
+                            trains(relative.pos_bias_u), trains(relative.pos_bias_v));
     return op(std::move(y), needed,
               [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
                 auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term,
@@ -4906,7 +4921,7 @@ class Autodiff {
   }
   /// Returns the product of every head with its matrix, and records its derivative.
   Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
-    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || trains(weight) || trains(bias),
+    return op(backend_.head_linear(x.value, weight, bias, shape), any(needs(x), trains(weight), trains(bias)),
               [this, x, &weight, bias, shape](const Value& dy) {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
@@ -4953,7 +4968,7 @@ class Autodiff {
   }
   /// Returns x with a parameter added to every row, and records its derivative.
   Tensor add_row(const Tensor& x, const P& row) {
-    return op(backend_.add_row(x.value, row), needs(x) || trains(row),
+    return op(backend_.add_row(x.value, row), any(needs(x), trains(row)),
               [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
                 backend_.add_row_backward(dy, row);
                 give(xn, dy);
@@ -5040,13 +5055,26 @@ class Autodiff {
     bool leaf;
   };
 
-  /// Returns whether a parameter gets a gradient. Throws `Error` if it is trainable but was prepared to run.
-  static bool trains(const P& p) {
+  /// Holds a trainable parameter and the place of a node that was computed with it.
+  struct Use {
+    const P* parameter;
+    std::size_t node;
+  };
+
+  /// Returns whether a parameter gets a gradient, and keeps that the next node uses it. Throws `Error` if it is
+  /// trainable but was prepared to run.
+  bool trains(const P& p) {
     require(!p.trainable || p.can_train(),
             "autodiff: a weight prepared to run given, one on the host or prepared for training expected");
+    if (p.trainable) uses_.push_back({&p, nodes_.size()});
     return p.trainable;
   }
-  static bool trains(const P* p) { return p != nullptr && trains(*p); }
+  bool trains(const P* p) { return p != nullptr && trains(*p); }
+  /// Returns whether any of these is true. All are computed, unlike the operands of ||.
+  template <class... Bools>
+  static bool any(Bools... given) {
+    return (given || ...);
+  }
   /// Returns whether a derivative by x is needed, which is false for constants and for values from before `clear`.
   bool needs(const Tensor& x) const { return x.node >= cleared_; }
   std::size_t place(const Tensor& x) const {
@@ -5077,14 +5105,36 @@ class Autodiff {
     return f(x);
   }
 
-  /// Runs the steps from the end of the tape back to node `begin`, each of which is used up.
-  void walk_back(std::size_t begin) {
+  /// Gives the loss its derivative, from which the walk back begins.
+  void start(const Tensor& loss, double weight) {
+    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
+            "), expected (1, 1)");
+    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
+    unused(loss).gradient = backend_.fill(1, 1, weight);
+  }
+  /// Returns the trainable parameters in the order of the first nodes that use them, and the places of these.
+  std::pair<std::vector<const P*>, std::vector<std::size_t>> first_uses() const {
+    std::pair<std::vector<const P*>, std::vector<std::size_t>> out;
+    std::unordered_set<const P*> seen;
+    for (const Use& use : uses_) {
+      if (!seen.insert(use.parameter).second) continue;
+      out.first.push_back(use.parameter);
+      out.second.push_back(use.node);
+    }
+    return out;
+  }
+  /// Runs the steps from the end of the tape back to node `begin`, each of which is used up, and calls `passed(place)`
+  /// after each.
+  template <class Passed>
+  void walk_back(std::size_t begin, Passed&& passed) {
     for (std::size_t i = nodes_.size(); i-- > begin;) {
-      if (nodes_[i].step == nullptr) continue;
-      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
-      Value gradient = std::move(nodes_[i].gradient);
-      nodes_[i].gradient = Value();
-      if (!gradient.empty()) step->backward(std::move(gradient));
+      if (nodes_[i].step != nullptr) {
+        const std::unique_ptr<Step> step = std::move(nodes_[i].step);
+        Value gradient = std::move(nodes_[i].gradient);
+        nodes_[i].gradient = Value();
+        if (!gradient.empty()) step->backward(std::move(gradient));
+      }
+      passed(i);
     }
   }
 
@@ -5113,8 +5163,9 @@ class Autodiff {
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;
-  bool again_ = false;  // whether `recompute` is recomputing
-  Index cleared_ = 0;   // nodes that `clear` has dropped; their numbers are not reused
+  std::vector<Use> uses_;  // in the order of their nodes
+  bool again_ = false;     // whether `recompute` is recomputing
+  Index cleared_ = 0;      // nodes that `clear` has dropped; their numbers are not reused
 };
 
 }  // namespace LACONIC_ABI

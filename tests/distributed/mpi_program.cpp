@@ -3,9 +3,11 @@
 #include <laconic/core/random.hpp>
 #include <laconic/distributed/mpi.hpp>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 using namespace laconic;
 
@@ -35,6 +37,33 @@ void check_sum(Mpi& mpi, std::size_t n) {
   require(n == 0 || std::memcmp(sum.data(), terms[0], n * sizeof(T)) == 0, "the sum of ", n, " values differs");
 }
 
+/// Several sums that are under way together, of processes that go on with them at times of their own.
+void check_begun(Mpi& mpi) {
+  std::vector<std::vector<float>> own;
+  const std::size_t sizes[]{3, std::size_t{3} << 19, 0, 1000, (std::size_t{1} << 20) + 5};
+  for (const std::size_t n : sizes) own.push_back(values_of<float>(mpi.rank(), n));
+  const auto idle = [&](int step) {
+    for (int i = 0; i < (mpi.rank() + step) % 3; ++i) {
+      mpi.advance();
+      std::this_thread::sleep_for(std::chrono::milliseconds(mpi.rank()));
+    }
+  };
+  for (std::size_t k = 0; k < own.size(); ++k) {
+    mpi.begin_sum(std::span(own[k]));
+    idle(static_cast<int>(k));
+  }
+  double count = 1;
+  mpi.begin_sum(std::span(&count, 1));
+  mpi.end_sums();
+  require(count == mpi.size(), "a sum of doubles is ", count);
+  for (std::size_t k = 0; k < own.size(); ++k) {
+    std::vector<float> together = values_of<float>(mpi.rank(), sizes[k]);
+    mpi.sum(std::span(together));
+    require(together.empty() || std::memcmp(own[k].data(), together.data(), together.size() * sizeof(float)) == 0,
+            "sum ", k, " of those that were under way together differs");
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -47,6 +76,7 @@ int main(int argc, char** argv) {
       check_sum<float>(mpi, n);
       check_sum<double>(mpi, n);
     }
+    check_begun(mpi);
     for (int root = 0; root < mpi.size(); ++root) {
       std::string text(static_cast<std::size_t>(mpi.rank()) * 1000, static_cast<char>('a' + mpi.rank()));
       broadcast_text(mpi, text, root);

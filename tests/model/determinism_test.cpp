@@ -146,6 +146,39 @@ TEMPLATE_TEST_CASE("blocks that are computed again give the same numbers in less
   }
 }
 
+TEST_CASE("the backward pass names each parameter once, when its gradient is complete", "[determinism]") {
+  EncoderConfig deep = config;
+  deep.num_layers = 3;
+  Conformer<Mla<dyn, 16>, float> model(deep, Seed(3));
+  model.layers[1].ffn1.output_dense.weight.trainable = false;
+  const Matrix<float> features = random_matrix<float>(sequences.rows(), config.num_mels, 1);
+  Cpu<float> cpu(2);
+  for (const bool again : {false, true}) {
+    model.parameters([](std::string_view, const Parameter<float>& p) { p.clear_gradient(); });
+    Autodiff<Cpu<float>> tape(cpu, Seed(4));
+    tape.recompute_blocks = again;
+    auto logits = model(tape, features, sequences);
+    // The first layer's weight is used at the end, too, so it is complete when its first use is passed.
+    const auto wide = tape.columns(tape.concat(logits.rows, tape.fill(logits.rows.rows(), 48, 1)), 0, 48);
+    logits.rows = tape.add(logits.rows, tape.columns(model.layers[0].ffn1.intermediate_dense(tape, wide), 0, 11));
+    std::vector<std::pair<const Parameter<float>*, Matrix<float>>> named;
+    tape.backward(tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0)), 1, [&](auto parameters) {
+      for (const Parameter<float>* p : parameters) named.emplace_back(p, p->gradient());
+    });
+    std::size_t expected = 0;
+    model.parameters([&](std::string_view name, const Parameter<float>& p) {
+      const auto count = std::ranges::count(named, &p, [](const auto& one) { return one.first; });
+      INFO(name);
+      CHECK(count == (p.trainable && p.role() == Role::weight));
+      expected += static_cast<std::size_t>(count);
+    });
+    CHECK(named.size() == expected);
+    for (const auto& [p, gradient] : named) CHECK(gradient == p->gradient());
+    // The head comes long before the subsampling.
+    CHECK((named.front().first == &model.lm_head.weight || named.front().first == &model.lm_head.bias));
+  }
+}
+
 TEST_CASE("what is computed again may be so in parts, used elsewhere, and use other values", "[determinism]") {
   Cpu<double> cpu(1);
   const Matrix<double> x = random_matrix<double>(5, 4, 1), y = random_matrix<double>(5, 4, 2);

@@ -6,9 +6,11 @@
 #include <barrier>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 /// Processes of a job that are threads of this one: what `Communicator` asks, in a few lines.
@@ -35,6 +37,14 @@ class ThreadProcess {
     std::copy(copies[0].begin(), copies[0].end(), values.begin());
     barrier();
   }
+  template <class T>
+  void begin_sum(std::span<T> values) {
+    begun_.push_back([this, values] { sum(values); });
+  }
+  void advance() {}
+  void end_sums() {
+    for (const auto& one : std::exchange(begun_, {})) one();
+  }
   void broadcast(std::span<std::byte> bytes, int root) {
     give(bytes.data());
     const void* from = job_.given[static_cast<std::size_t>(root)];
@@ -50,6 +60,7 @@ class ThreadProcess {
   }
   Job& job_;
   int rank_;
+  std::vector<std::function<void()>> begun_;
 };
 
 /// Runs `task(communicator)` in so many processes at once, and returns what each threw, "" where nothing. A task that

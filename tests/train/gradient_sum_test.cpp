@@ -48,7 +48,103 @@ std::vector<float> summed(AnyCommunicator communicator, Index batches, bool froz
   return out;
 }
 
+/// Three layers of 2.6 MB each: as many parts of the sum over processes.
+struct Layers : Module<Layers> {
+  std::vector<Linear<float>> layers{{800, 800, Seed(1)}, {800, 800, Seed(2)}, {800, 800, Seed(3)}};
+  BatchNorm<float> norm{800};
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("norm", self.norm);
+    visit("layers", self.layers);
+  }
+  template <class Tape>
+  auto loss(Tape& tape, Index batch) const {
+    Matrix<float> rows(3, 800);
+    const Random random(Seed(5), static_cast<std::uint64_t>(batch));
+    for (Index i = 0; i < rows.size(); ++i)
+      rows.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(i)));
+    auto x = norm(tape, tape.input(std::move(rows)));
+    for (const Linear<float>& layer : layers) x = tape.activation(Activation::silu, layer(tape, x));
+    return tape.mean_finite(tape.multiply(x, x));
+  }
+};
+
+/// A process that notes when sums over processes begin.
+struct NotingProcess : ThreadProcess {
+  explicit NotingProcess(const ThreadProcess& process) : ThreadProcess(process) {}
+  template <class T>
+  void begin_sum(std::span<T> values) {
+    sizes.push_back(values.size());
+    ThreadProcess::begin_sum(values);
+  }
+  std::vector<std::size_t> sizes;
+};
+
 }  // namespace
+
+TEMPLATE_LIST_TEST_CASE("Sums over processes begin during the backward pass of the last batch", "[gradient_sum]",
+                        Backends<float>) {
+  constexpr Index batches = 5;
+  const auto gradients_of = [&](AnyCommunicator communicator, bool early, std::vector<std::size_t>* sizes) {
+    TestType backend(1);
+    Layers model;
+    std::vector<std::vector<float>> out;
+    const TrainedOn on(backend, model);
+    std::vector<const Parameter<float>*> all;
+    Index values = 0;
+    model.parameters([&](std::string_view, const Parameter<float>& p) {
+      all.push_back(&p);
+      values += p.size();
+    });
+    GradientSum<TestType> gradients(backend, communicator, model);
+    const Share share = share_of(batches, communicator.rank(), communicator.size());
+    for (int update = 0; update < 2; ++update) {
+      std::size_t named = 0, named_at_first = 0;  // parameters, also when the first sum had begun
+      if (sizes != nullptr) sizes->clear();
+      for (Index b = share.begin; b < share.end; ++b) {
+        Autodiff<TestType> tape(backend);
+        const auto loss = model.loss(tape, b + update);
+        if (early && b + 1 == share.end) {
+          gradients.begin_last(batches - 1 - b);
+          tape.backward(loss, 1, [&](auto parameters) {
+            gradients.computed(parameters);
+            named += parameters.size();
+            if (sizes != nullptr && sizes->size() == 1) named_at_first = named;
+          });
+        } else {
+          tape.backward(loss);
+          gradients.add(batches - 1 - b);
+        }
+      }
+      gradients.finish();
+      if (sizes != nullptr) {
+        require(named_at_first == (named == 0 ? 0u : 2u), named_at_first, " parameters before the first sum");
+        require(sizes->size() == 4 && sizes->front() == 640800, sizes->size(), " parts");
+      }
+      backend.take_gradients(all, std::span(out.emplace_back(static_cast<std::size_t>(values))));
+    }
+    return out;
+  };
+  const auto alone = gradients_of({}, false, nullptr);
+  CHECK(*std::ranges::max_element(alone[0]) > 1e-3f);
+  CHECK((gradients_of({}, true, nullptr) == alone));
+  for (const int size : {2, 4, 8}) {  // of 8 processes, three have no batch
+    std::vector<std::vector<std::vector<float>>> got(static_cast<std::size_t>(size)), whole = got;
+    const auto errors = in_processes(size, [&](ThreadProcess& process) {
+      NotingProcess noting(process);
+      const auto rank = static_cast<std::size_t>(process.rank());
+      got[rank] = gradients_of(AnyCommunicator(noting), true, &noting.sizes);
+      whole[rank] = gradients_of(AnyCommunicator(noting), false, &noting.sizes);
+    });
+    for (std::size_t rank = 0; rank < got.size(); ++rank) {
+      REQUIRE(errors[rank] == "");
+      CHECK((got[rank] == got[0] && got[rank] == whole[rank]));
+    }
+    if (size == 8) CHECK((got[0] == alone));
+    for (std::size_t i = 0; i < alone[1].size(); ++i)
+      if (std::abs(got[0][1][i] - alone[1][i]) > 1e-6f) FAIL(i);
+  }
+}
 
 TEMPLATE_LIST_TEST_CASE("Any number of processes gets the gradients of one", "[gradient_sum]", Backends<float>) {
   for (const Index batches : {1, 4, 8, 11}) {

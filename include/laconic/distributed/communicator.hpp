@@ -29,6 +29,13 @@ concept Communicator = requires(C& c, std::span<float> floats, std::span<double>
   // each.
   c.sum(floats);
   c.sum(doubles);
+  // begin_sum: begins to do so. The values belong to the communicator until `end_sums` returns.
+  c.begin_sum(floats);
+  c.begin_sum(doubles);
+  // advance: goes on with sums that were begun, without waiting. Others need not call it as often.
+  c.advance();
+  // end_sums: returns when all sums that were begun are done.
+  c.end_sums();
   // broadcast: replaces the bytes by those of process `root`.
   c.broadcast(bytes, root);
   // barrier: returns when all processes have called it.
@@ -44,6 +51,13 @@ struct Alone {
   /// Leaves the values as they are: a sum of one.
   template <class T>
   void sum(std::span<T>) {}
+  /// Leaves the values as they are.
+  template <class T>
+  void begin_sum(std::span<T>) {}
+  /// Does nothing.
+  void advance() {}
+  /// Returns at once.
+  void end_sums() {}
   /// Leaves the bytes as they are.
   void broadcast(std::span<std::byte>, int) {}
   /// Returns at once.
@@ -73,6 +87,22 @@ class AnyCommunicator {
   void sum(std::span<double> values) {
     if (held_ != nullptr) calls_->sum_doubles(held_, values);
   }
+  /// Begins to replace the values by their sums over all processes.
+  void begin_sum(std::span<float> values) {
+    if (held_ != nullptr) calls_->begin_sum_of_floats(held_, values);
+  }
+  /// Begins to replace the values by their sums over all processes.
+  void begin_sum(std::span<double> values) {
+    if (held_ != nullptr) calls_->begin_sum_of_doubles(held_, values);
+  }
+  /// Goes on with sums that were begun, without waiting.
+  void advance() {
+    if (held_ != nullptr) calls_->advance(held_);
+  }
+  /// Returns when all sums that were begun are done.
+  void end_sums() {
+    if (held_ != nullptr) calls_->end_sums(held_);
+  }
   /// Replaces the bytes by those of process `root`.
   void broadcast(std::span<std::byte> bytes, int root) {
     if (held_ != nullptr) calls_->broadcast(held_, bytes, root);
@@ -88,6 +118,10 @@ class AnyCommunicator {
     int (*size)(void*);
     void (*sum_floats)(void*, std::span<float>);
     void (*sum_doubles)(void*, std::span<double>);
+    void (*begin_sum_of_floats)(void*, std::span<float>);
+    void (*begin_sum_of_doubles)(void*, std::span<double>);
+    void (*advance)(void*);
+    void (*end_sums)(void*);
     void (*broadcast)(void*, std::span<std::byte>, int);
     void (*barrier)(void*);
   };
@@ -97,6 +131,10 @@ class AnyCommunicator {
       [](void* c) { return static_cast<C*>(c)->size(); },
       [](void* c, std::span<float> values) { static_cast<C*>(c)->sum(values); },
       [](void* c, std::span<double> values) { static_cast<C*>(c)->sum(values); },
+      [](void* c, std::span<float> values) { static_cast<C*>(c)->begin_sum(values); },
+      [](void* c, std::span<double> values) { static_cast<C*>(c)->begin_sum(values); },
+      [](void* c) { static_cast<C*>(c)->advance(); },
+      [](void* c) { static_cast<C*>(c)->end_sums(); },
       [](void* c, std::span<std::byte> bytes, int root) { static_cast<C*>(c)->broadcast(bytes, root); },
       [](void* c) { static_cast<C*>(c)->barrier(); }};
 

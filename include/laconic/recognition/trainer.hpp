@@ -279,9 +279,10 @@ class Trainer {
     std::vector<double> measured(static_cast<std::size_t>(end - begin) + 1);  // losses, then seconds
     for (const Index b : own) {
       const SpeechBatch batch = loader.next();
-      measured[static_cast<std::size_t>(b - begin)] = train_batch(batch, b, weight);
+      GradientSum<Context>* const last = config_.accumulate > 1 && b == own.back() ? &gradients : nullptr;
+      measured[static_cast<std::size_t>(b - begin)] = train_batch(batch, b, weight, last, end - 1 - b);
       measured.back() += batch.seconds;
-      if (config_.accumulate > 1) gradients.add(end - 1 - b);
+      if (config_.accumulate > 1 && last == nullptr) gradients.add(end - 1 - b);
     }
     if (config_.accumulate > 1) gradients.finish();
     communicator_.sum(std::span(measured));
@@ -289,12 +290,18 @@ class Trainer {
     return measured.back();
   }
 
-  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss.
-  double train_batch(const SpeechBatch& batch, Index b, double weight) {
+  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss. If this is the last batch that
+  /// this process adds to `last`, with `later` after it in others, these are given to it as they are computed.
+  double train_batch(const SpeechBatch& batch, Index b, double weight, GradientSum<Context>* last, Index later) {
     Autodiff<Context> tape(context_, seed() / "dropout" / state_.epoch / b);
     tape.recompute_blocks = config_.recompute;
     const auto loss = batch_loss(tape, batch, b);
-    tape.backward(loss, weight);
+    if (last == nullptr) {
+      tape.backward(loss, weight);
+    } else {
+      last->begin_last(later);
+      tape.backward(loss, weight, [&](auto parameters) { last->computed(parameters); });
+    }
     return tape.number(loss);
   }
 
