@@ -7,10 +7,11 @@
 #include "common/transcripts.hpp"
 #include "decoding_options.hpp"
 #include "device_option.hpp"
-#include "listener.hpp"
 #include "stream_options.hpp"
 
+#include <laconic/io/json.hpp>
 #include <laconic/io/safetensors.hpp>
+#include <laconic/recognition/listener.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/subtitles.hpp>
 #include <laconic/speech/vocabulary.hpp>
@@ -62,6 +63,11 @@ class LogitsFile {
   std::deque<std::vector<float>> values_;  // stay where they are, for the writer borrows them
   SafetensorsWriter writer_;
 };
+
+/// Returns an utterance for JSON.
+nlohmann::json utterance(const std::string& said, double begin, double end) {
+  return {{"text", said}, {"begin", begin}, {"end", end}};
+}
 
 /// Says on standard error what is not heard because no one speaks.
 void say_silence(const std::string& of, double silence, double seconds) {
@@ -307,6 +313,14 @@ class TextLine {
   bool begins_ = true, ends_ = false;  // the next word begins a line; a line has ended
 };
 
+/// Pushes samples; where the stream is full, the error says which option makes it longer.
+Index pushed(Listener& listener, std::span<const float> samples) try {
+  return listener.push(samples);
+} catch (const Error& error) {
+  const std::string what = error.what();
+  throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
+}
+
 nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
                            const std::string& file) {
   const RecognizerConfig& config = recognizer.config();
@@ -331,10 +345,11 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     utterances.push_back(utterance(said, begin, end));
     if (format == TranscriptFormat::text) line.end();
   };
-  Listener listener([&] { return recognizer.stream(streaming, how); }, rate, o.vad,
-                    [&] {
+  const auto gate = o.vad ? std::optional(VoiceActivityConfig()) : std::nullopt;
+  Listener listener([&] { return recognizer.stream(streaming, how); }, rate, gate,
+                    [&](const SpeechStretch& stretch) {
                       show(listener.text());
-                      end_utterance(listener.stretch(), listener.begin(), listener.end());
+                      end_utterance(stretch.text, stretch.begin, stretch.end);
                     });
   const auto block = std::max<std::size_t>(1, static_cast<std::size_t>(o.stream.block_ms * rate / 1000));
   for (bool more = true; more;) {
@@ -343,7 +358,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     count += samples.size();
     seconds = static_cast<double>(count) / rate;
     const auto start = Clock::now();
-    const Index final_frames = listener.push(samples);
+    const Index final_frames = pushed(listener, samples);
     if (!more) listener.finish();
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
     if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk

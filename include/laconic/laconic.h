@@ -98,6 +98,11 @@ LACONIC_API laconic_status laconic_transcript_word(const laconic_transcript* tra
  * frames, or more of them than these, hears at most `max_seconds`. */
 LACONIC_API laconic_status laconic_stream_open(const laconic_recognizer* recognizer, double max_seconds,
                                                laconic_stream** out);
+/** Opens a stream behind a voice activity gate: the model hears only the stretches of speech, each by itself (for at
+ * most `max_seconds`, as above), and silence costs next to nothing. An utterance ends with its stretch, after half a
+ * second without sound. */
+LACONIC_API laconic_status laconic_stream_open_gated(const laconic_recognizer* recognizer, double max_seconds,
+                                                     laconic_stream** out);
 /** Takes `count` samples in [-1, 1], one channel, at the model's rate: blocks may have any length. A push that fails
  * ends the stream. */
 LACONIC_API laconic_status laconic_stream_push(laconic_stream* stream, const float* samples, size_t count);
@@ -111,6 +116,8 @@ LACONIC_API const char* laconic_stream_text(const laconic_stream* stream);
 LACONIC_API size_t laconic_stream_word_count(const laconic_stream* stream);
 /** Returns word `index`, from 0. */
 LACONIC_API laconic_status laconic_stream_word(const laconic_stream* stream, size_t index, laconic_word* out);
+/** Returns the seconds that the gate took for silence so far; 0 without a gate and for NULL. */
+LACONIC_API double laconic_stream_silence(const laconic_stream* stream);
 /** Returns 1 if the utterance that began last has ended, else 0; 0 for NULL. `rules` may be NULL for the defaults.
  * Silence is what the model hears as such. */
 LACONIC_API int laconic_stream_is_endpoint(const laconic_stream* stream, const laconic_endpoint_rules* rules);

@@ -3,6 +3,7 @@
 // The C interface (laconic/laconic.h) over Recognizer.
 #include <laconic/laconic.h>
 #include <laconic/core/version.hpp>
+#include <laconic/recognition/listener.hpp>
 #include <laconic/recognition/recognizer.hpp>
 #include <laconic/speech/audio.hpp>
 
@@ -90,10 +91,29 @@ struct laconic_transcript {
 };
 struct laconic_stream {
   std::shared_ptr<Shared> shared;  // outlives the stream
-  SpeechStream stream;
+  Listener listener;
   bool is_finished = false;
   std::string utterance{};  // that ended last
 };
+
+namespace {
+
+laconic_status open_stream(const laconic_recognizer* recognizer, double max_seconds,
+                           const std::optional<VoiceActivityConfig>& gate, laconic_stream** out) {
+  if (out == nullptr) return invalid("out: NULL given, the place of a stream expected");
+  *out = nullptr;
+  if (recognizer == nullptr) return invalid("recognizer: NULL given");
+  if (!(max_seconds > 0 && max_seconds <= 1e6)) return invalid("max_seconds: more than 0, at most 1e6 expected");
+  return guarded([&] {
+    const Recognizer& model = recognizer->shared->recognizer;
+    const auto frames = static_cast<Index>(max_seconds * model.config().frames_per_second());
+    const StreamConfig config{.max_frames = std::max<Index>(1, frames), .threads = 1};
+    *out = new laconic_stream{recognizer->shared, Listener([&model, config] { return model.stream(config); },
+                                                           laconic_recognizer_sample_rate(recognizer), gate)};
+  });
+}
+
+}  // namespace
 
 const char* laconic_version(void) {
   static const std::string version =
@@ -167,22 +187,17 @@ laconic_status laconic_transcript_word(const laconic_transcript* transcript, siz
 }
 
 laconic_status laconic_stream_open(const laconic_recognizer* recognizer, double max_seconds, laconic_stream** out) {
-  if (out == nullptr) return invalid("out: NULL given, the place of a stream expected");
-  *out = nullptr;
-  if (recognizer == nullptr) return invalid("recognizer: NULL given");
-  if (!(max_seconds > 0 && max_seconds <= 1e6)) return invalid("max_seconds: more than 0, at most 1e6 expected");
-  return guarded([&] {
-    const Recognizer& model = recognizer->shared->recognizer;
-    const auto frames = static_cast<Index>(max_seconds * model.config().frames_per_second());
-    *out =
-        new laconic_stream{recognizer->shared, model.stream({.max_frames = std::max<Index>(1, frames), .threads = 1})};
-  });
+  return open_stream(recognizer, max_seconds, {}, out);
+}
+laconic_status laconic_stream_open_gated(const laconic_recognizer* recognizer, double max_seconds,
+                                         laconic_stream** out) {
+  return open_stream(recognizer, max_seconds, VoiceActivityConfig(), out);
 }
 laconic_status laconic_stream_push(laconic_stream* stream, const float* samples, size_t count) {
   if (stream == nullptr) return invalid("stream: NULL given");
   if (samples == nullptr && count > 0) return invalid("samples: NULL given");
   if (stream->is_finished) return invalid("stream: finished before; open another one");
-  const laconic_status status = guarded([&] { stream->stream.push(std::span(samples, count)); });
+  const laconic_status status = guarded([&] { stream->listener.push(std::span(samples, count)); });
   stream->is_finished = status != LACONIC_OK;
   return status;
 }
@@ -190,18 +205,21 @@ laconic_status laconic_stream_finish(laconic_stream* stream) {
   if (stream == nullptr) return invalid("stream: NULL given");
   if (stream->is_finished) return invalid("stream: finished before; open another one");
   stream->is_finished = true;
-  return guarded([&] { stream->stream.finish(); });
+  return guarded([&] { stream->listener.finish(); });
 }
 void laconic_stream_free(laconic_stream* stream) { delete stream; }
 const char* laconic_stream_text(const laconic_stream* stream) {
-  return stream == nullptr ? "" : stream->stream.text().c_str();
+  return stream == nullptr ? "" : stream->listener.text().c_str();
 }
 size_t laconic_stream_word_count(const laconic_stream* stream) {
-  return stream == nullptr ? 0 : stream->stream.words().size();
+  return stream == nullptr ? 0 : stream->listener.words().size();
 }
 laconic_status laconic_stream_word(const laconic_stream* stream, size_t index, laconic_word* out) {
   if (stream == nullptr) return invalid("stream: NULL given");
-  return word_of(stream->stream.words(), index, out);
+  return word_of(stream->listener.words(), index, out);
+}
+double laconic_stream_silence(const laconic_stream* stream) {
+  return stream == nullptr ? 0 : stream->listener.silence();
 }
 int laconic_stream_is_endpoint(const laconic_stream* stream, const laconic_endpoint_rules* rules) {
   if (stream == nullptr) return 0;
@@ -211,14 +229,14 @@ int laconic_stream_is_endpoint(const laconic_stream* stream, const laconic_endpo
     if (rules->silence_after_words > 0) own.silence_after_words = rules->silence_after_words;
     if (rules->longest > 0) own.longest = rules->longest;
   }
-  return stream->stream.is_endpoint(own) ? 1 : 0;
+  return stream->listener.is_endpoint(own) ? 1 : 0;
 }
 laconic_status laconic_stream_next_utterance(laconic_stream* stream, const char** out) {
   if (out == nullptr) return invalid("out: NULL given, the place of a text expected");
   *out = nullptr;
   if (stream == nullptr) return invalid("stream: NULL given");
   return guarded([&] {
-    stream->utterance = stream->stream.next_utterance();
+    stream->utterance = stream->listener.next_utterance();
     *out = stream->utterance.c_str();
   });
 }

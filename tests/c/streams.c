@@ -97,6 +97,29 @@ static int ends_utterances(void) {
   return right;
 }
 
+/* Says whether a gate keeps three seconds of silence from the model, and an utterance ends after the speech. */
+static int hears_through_a_gate(void) {
+  const int rate = laconic_recognizer_sample_rate(recognizer);
+  float* silence = calloc((size_t)rate, sizeof *silence);
+  laconic_stream* stream;
+  const char* said;
+  int right;
+  check(laconic_stream_open_gated(recognizer, 3600, &stream));
+  for (int i = 0; i < 3; ++i) check(laconic_stream_push(stream, silence, (size_t)rate));
+  right = laconic_stream_silence(stream) == 3 && laconic_stream_text(stream)[0] == '\0' &&
+          !laconic_stream_is_endpoint(stream, NULL) && laconic_stream_silence(NULL) == 0;
+  check(laconic_stream_push(stream, samples[0], sample_counts[0]));
+  check(laconic_stream_push(stream, silence, (size_t)rate));
+  right = right && laconic_stream_is_endpoint(stream, NULL);
+  check(laconic_stream_next_utterance(stream, &said));
+  right = right && said[0] != '\0' && !laconic_stream_is_endpoint(stream, NULL);
+  check(laconic_stream_finish(stream));
+  right = right && laconic_stream_silence(stream) > 3 && laconic_stream_word_count(stream) > 0;
+  laconic_stream_free(stream);
+  free(silence);
+  return right;
+}
+
 int main(int argc, char** argv) {
   if (argc < 6) return 2;
   stream_count = atoi(argv[2]);
@@ -114,6 +137,7 @@ int main(int argc, char** argv) {
     return 3;
   check(laconic_recognizer_load(argv[1], 1, &recognizer));
   if (!ends_utterances()) return 5;
+  if (!hears_through_a_gate()) return 6;
 
   const time_t end = time(NULL) + atol(argv[4]);
   long after_first = 0;

@@ -5,6 +5,7 @@
 #include <laconic/recognition/beam_decoding.hpp>
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/encoder_costs.hpp>
+#include <laconic/recognition/listener.hpp>
 #include <laconic/recognition/recognizer.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/vocabulary.hpp>
@@ -18,6 +19,7 @@
 #include <filesystem>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -148,6 +150,91 @@ TEST_CASE("a recogniser hears a stream as the whole utterance", "[recognizer]") 
   CHECK(stream.is_endpoint({.silence_before_words = 0, .silence_after_words = 0, .longest = 20}));
   CHECK(frames == EncoderCosts{recognizer.config().model, recognizer.config().encoder}.frames_of(
                       FeatureExtractor(recognizer.config().features)(samples).rows()));
+}
+
+TEST_CASE("a listener hears the stretches of speech only, each by itself", "[recognizer]") {
+  const Recognizer recognizer = small();
+  const auto open = [&] { return recognizer.stream({.threads = 1}); };
+  std::vector<float> samples(16000, 0.0F);
+  for (const std::size_t count : {12000u, 9000u, 15000u}) {
+    const std::vector<float> sound = chirp(count);
+    samples.insert(samples.end(), sound.begin(), sound.end());
+    samples.resize(samples.size() + 16000, 0.0F);
+  }
+  // What the gate lets pass, in streams made by hand.
+  std::string text;
+  std::vector<Word> words;
+  std::vector<SpeechStretch> stretches;
+  std::optional<SpeechStream> stream;
+  Index begin = 0, frames = 0;
+  VoiceActivity gate(8000);
+  const auto take = [&](Index at, std::span<const float> part, bool ends) {
+    if (!stream) {
+      stream.emplace(open());
+      begin = at;
+    }
+    frames += stream->push(part);
+    if (!ends) return;
+    frames += stream->finish();
+    text += (text.empty() || stream->text().empty() ? "" : " ") + stream->text();
+    append_words(words, stream->words(), static_cast<double>(begin) / 8000);
+    stretches.push_back({stream->text(), static_cast<double>(begin) / 8000, static_cast<double>(at) / 8000});
+    stream.reset();
+  };
+  gate.push(samples, take);
+  gate.finish(take);
+  REQUIRE(stretches.size() == 3);
+  REQUIRE(words.size() > 3);
+
+  for (const std::size_t block : {std::size_t{333}, std::size_t{8000}, samples.size()}) {
+    std::vector<SpeechStretch> ended;
+    std::vector<std::string> utterances;
+    Listener listener(open, 8000, VoiceActivityConfig(), [&](const SpeechStretch& one) {
+      ended.push_back(one);
+      CHECK(listener.text().ends_with(one.text));
+    });
+    CHECK_FALSE(listener.is_endpoint());
+    Index got = 0;
+    for (std::size_t at = 0; at < samples.size(); at += block) {
+      got += listener.push(std::span(samples).subspan(at, std::min(block, samples.size() - at)));
+      if (listener.is_endpoint()) utterances.push_back(listener.next_utterance());
+    }
+    got += listener.finish();
+    CHECK(listener.text() == text);
+    CHECK(got == frames);
+    CHECK(listener.silence() == Approx(static_cast<double>(gate.samples() - gate.speech()) / 8000));
+    REQUIRE(listener.words().size() == words.size());
+    for (std::size_t i = 0; i < words.size(); ++i) {
+      CHECK(listener.words()[i].text == words[i].text);
+      CHECK(*listener.words()[i].begin == Approx(*words[i].begin));
+      CHECK(*listener.words()[i].end == Approx(*words[i].end));
+    }
+    REQUIRE(ended.size() == stretches.size());
+    for (std::size_t i = 0; i < ended.size(); ++i) {
+      CHECK(ended[i].text == stretches[i].text);
+      CHECK(ended[i].begin == stretches[i].begin);
+      CHECK(ended[i].end == stretches[i].end);
+    }
+    // An utterance is a stretch, or several where one push had their ends.
+    if (block < samples.size()) {
+      REQUIRE(utterances.size() == 3);
+      for (std::size_t i = 0; i < 3; ++i) CHECK(utterances[i] == stretches[i].text);
+    } else {
+      CHECK(utterances == std::vector<std::string>{text});
+    }
+    CHECK(listener.next_utterance().empty());
+  }
+
+  // Without a gate it is a stream.
+  SpeechStream whole = open();
+  Listener listener(open, 8000);
+  CHECK(listener.push(samples) == whole.push(samples));
+  CHECK(listener.finish() == whole.finish());
+  CHECK(listener.text() == whole.text());
+  CHECK(listener.words().size() == whole.words().size());
+  CHECK(listener.silence() == 0);
+  CHECK(listener.is_endpoint() == whole.is_endpoint());
+  CHECK(listener.next_utterance() == whole.next_utterance());
 }
 
 TEST_CASE("a long recording is heard in windows, and by a beam search", "[recognizer]") {

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -17,6 +19,15 @@ struct Word {
       end{};                           ///< end in seconds from the beginning of the speech
   std::optional<double> confidence{};  ///< how sure the model is, 0 to 1 (see `ConfidenceMeasure`)
 };
+
+/// Appends words whose times count from `begin` seconds.
+inline void append_words(std::vector<Word>& words, std::span<const Word> more, double begin) {
+  for (const Word& one : more) {
+    words.push_back(one);
+    for (std::optional<double>* time : {&words.back().begin, &words.back().end})
+      if (*time) **time += begin;
+  }
+}
 
 /// Says when the frames of an encoder are, in seconds.
 struct FrameTimes {

@@ -1,0 +1,127 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/extent.hpp>
+#include <laconic/recognition/recognizer.hpp>
+#include <laconic/speech/voice_activity.hpp>
+#include <laconic/speech/word.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds a stretch of speech that has ended.
+struct SpeechStretch {
+  std::string text;   ///< the text of what was said
+  double begin, end;  ///< in seconds from the beginning of all samples
+};
+
+/// Hears samples as they come. With a voice activity gate it hears only the stretches of speech, each in a stream of
+/// its own: silence costs no pass through the model, and a stretch does not depend on those before it.
+///
+///     Listener listener([&] { return recognizer.stream(); }, 16000, VoiceActivityConfig());
+///     listener.push(samples);
+///     if (listener.is_endpoint()) std::cout << listener.next_utterance() << '\n';
+///     listener.finish();
+class Listener {
+ public:
+  /// `open` makes a stream, here and for each further stretch. `sample_rate` is the model's, in Hz. `ended` is called
+  /// after each stretch; this object has its text and words then. Throws `Error` as `VoiceActivity` does.
+  Listener(std::function<SpeechStream()> open, int sample_rate, const std::optional<VoiceActivityConfig>& gate = {},
+           std::function<void(const SpeechStretch&)> ended = {})
+      : open_(std::move(open)), rate_(sample_rate), ended_(std::move(ended)), stream_(open_()) {
+    if (gate) gate_.emplace(sample_rate, *gate);
+  }
+
+  /// Takes the samples that follow, in [-1, 1], and returns the number of encoder frames that became final. Allocates,
+  /// as streams do. A listener whose `push` or `finish` threw is over.
+  Index push(std::span<const float> samples) {
+    if (!gate_) return take(samples, false);
+    Index frames = 0;
+    gate_->push(samples, [&](Index at, std::span<const float> part, bool ends) { frames += hear(at, part, ends); });
+    return frames;
+  }
+  /// Ends the samples, and a stretch that is open. Returns the number of encoder frames that were left.
+  Index finish() {
+    if (!gate_) return take({}, true);
+    Index frames = 0;
+    gate_->finish([&](Index at, std::span<const float> part, bool ends) { frames += hear(at, part, ends); });
+    return frames;
+  }
+
+  /// Returns the text of all final frames. Later texts begin with the earlier ones.
+  const std::string& text() const { return text_; }
+  /// Returns the words of the text that are final, with times from the beginning of all samples.
+  const std::vector<Word>& words() const { return words_; }
+  /// Says whether the utterance that began last has ended: by the rules, or with a gate by the end of a stretch.
+  bool is_endpoint(const EndpointRules& rules = {}) const {
+    if (gate_ && !is_open_) return said_ < text_.size();
+    return stream_.is_endpoint(rules);
+  }
+  /// Begins another utterance, and returns the text of the one that ends here.
+  std::string next_utterance() {
+    if (!gate_ || is_open_) stream_.next_utterance();
+    take_text();  // a beam search decides the last words only now
+    while (said_ < text_.size() && text_[said_] == ' ') ++said_;
+    return text_.substr(std::exchange(said_, text_.size()));
+  }
+  /// Returns the streams that hear the last stretch, for their sizes.
+  const FeatureStreams& streams() const { return stream_.streams(); }
+  /// Returns the seconds that the gate did not let pass so far; 0 without a gate.
+  double silence() const { return gate_ ? static_cast<double>(gate_->samples() - gate_->speech()) / rate_ : 0.0; }
+
+ private:
+  /// Hears a part of a stretch.
+  Index hear(Index at, std::span<const float> part, bool ends) {
+    const double seconds = static_cast<double>(at) / rate_;
+    if (!is_open_) {
+      if (is_used_) stream_ = open_();
+      shown_ = taken_ = 0;
+      begin_ = seconds;
+      is_open_ = is_used_ = true;
+    }
+    const Index frames = take(part, ends);
+    if (!ends) return frames;
+    is_open_ = false;
+    if (ended_) ended_({stream_.text(), begin_, seconds});
+    return frames;
+  }
+  Index take(std::span<const float> samples, bool ends) {
+    Index frames = samples.empty() && ends ? 0 : stream_.push(samples);
+    if (ends) frames += stream_.finish();
+    take_text();
+    return frames;
+  }
+  /// Takes what the stream has found since.
+  void take_text() {
+    const std::string_view said = stream_.text();  // only grows
+    if (shown_ == 0 && !text_.empty() && !said.empty()) text_ += ' ';
+    text_ += said.substr(shown_);
+    shown_ = said.size();
+    append_words(words_, std::span(stream_.words()).subspan(taken_), begin_);
+    taken_ = stream_.words().size();
+  }
+
+  std::function<SpeechStream()> open_;
+  int rate_;
+  std::function<void(const SpeechStretch&)> ended_;
+  SpeechStream stream_;
+  std::optional<VoiceActivity> gate_;
+  bool is_open_ = false, is_used_ = false;  // a stretch; the stream, by a stretch before
+  std::string text_;
+  std::vector<Word> words_;
+  std::size_t shown_ = 0, taken_ = 0,  // bytes of the stream's text, and its words
+      said_ = 0;                       // bytes of the text that utterances which have ended are
+  double begin_ = 0;                   // of the stretch
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
