@@ -1,7 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // Counts how many streams fit into a budget of key-value cache, and times pushing them all chunk by chunk, for MHA and
-// each latent attention.
+// each latent attention. With several threads the last column says what the processors themselves gain meanwhile: the
+// multiply-adds in registers of all threads at once over those of one, measured after each chunk. On a virtual machine
+// this changes from minute to minute.
 //   usage: streams [--size small|published] [--budget-mib 1024] [--left-context 250] [--threads 1] [--chunks 3]
 #include <laconic/attention/any.hpp>
 #include <laconic/model/conformer.hpp>
@@ -14,6 +16,8 @@
 #include <chrono>
 #include <cstdio>
 #include <numeric>
+
+#include "fma_peak.hpp"
 
 using namespace laconic;
 
@@ -47,7 +51,7 @@ void run(const Options& o, const EncoderConfig& config) {
   constexpr Index group = 64;
   const Index rows = streams.chunk_rows();
   Matrix<float> features = Matrix<float>::Random(std::min(group, capacity) * rows, config.num_mels);
-  double seconds = 0, worst = 0;
+  double seconds = 0, together = 0, alone = 0;            // the last two of multiply-adds
   for (Index chunk = 0; chunk < o.chunks + 1; ++chunk) {  // the first chunk only fills the window of the subsampling
     for (Index begin = 0; begin < capacity; begin += group) {
       const Index count = std::min(group, capacity - begin);
@@ -60,14 +64,17 @@ void run(const Options& o, const EncoderConfig& config) {
       const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (chunk == 0) continue;
       seconds += took;
-      worst = std::max(worst, took);
     }
+    if (o.threads == 1) continue;
+    alone += bench::fma_peak_gflops(1);
+    together += bench::fma_peak_gflops(o.threads);
   }
   const double factor = seconds / (static_cast<double>(o.chunks) * chunk_seconds);
-  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f\n", std::string(to_name(config.attention)).c_str(),
-              each, capacity, static_cast<double>(streams.attention_bytes()) / (1 << 20),
+  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f %10.2f\n",
+              std::string(to_name(config.attention)).c_str(), each, capacity,
+              static_cast<double>(streams.attention_bytes()) / (1 << 20),
               static_cast<double>(streams.convolution_bytes() + streams.feature_bytes()) / (1 << 20), peak_gib(),
-              factor, static_cast<double>(capacity) / factor);
+              factor, static_cast<double>(capacity) / factor, o.threads == 1 ? 1.0 : together / alone);
   std::fflush(stdout);
 }
 
@@ -104,8 +111,8 @@ int main(int argc, char** argv) {
   encoder.left_context = o.left_context;
   std::printf("Conformer, %s size, %td MiB of cache as %s, chunks of %td and left context of %td frames, %d threads\n",
               o.size.c_str(), o.budget_mib, o.cache.c_str(), o.chunk, o.left_context, o.threads);
-  std::printf("%-14s %12s %9s %9s %9s %9s %12s %12s\n", "attention", "bytes each", "streams", "cache MiB", "other MiB",
-              "peak GiB", "RTF of all", "live at once");
+  std::printf("%-14s %12s %9s %9s %9s %9s %12s %12s %10s\n", "attention", "bytes each", "streams", "cache MiB",
+              "other MiB", "peak GiB", "RTF of all", "live at once", "processors");
   for (const EncoderConfig& config : quarter_caches(encoder))
     if (only.empty() || only == to_name(config.attention)) run(o, config);
   return 0;

@@ -47,6 +47,9 @@ struct TranscribeOptions : CommonOptions {
   bool endpoint = false, vad = false;
   TranscriptOptions transcripts;
   double max_seconds = 600;
+
+  /// Says whether results are needed as JSON, which takes more memory than the words.
+  bool wants_json() const { return !json.empty() || transcripts.chosen_format() == TranscriptFormat::json; }
 };
 
 /// Collects the logits (frames, tokens) of every file, and writes them as safetensors under the files' paths.
@@ -193,9 +196,12 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         if (format == TranscriptFormat::json) print_transcript(format, file, {}, result.back());
         continue;
       }
-      result.push_back(to_json(file, one.transcript, one.note, one.is_whole));
-      if (o.vad) result.back().update({{"utterances", std::move(one.utterances)}, {"silence_seconds", one.silence}});
-      print_transcript(format, file, one.transcript, result.back());
+      nlohmann::json written;
+      if (o.wants_json()) written = to_json(file, one.transcript, one.note, one.is_whole);
+      if (o.wants_json() && o.vad)
+        written.update({{"utterances", std::move(one.utterances)}, {"silence_seconds", one.silence}});
+      print_transcript(format, file, one.transcript, written);
+      if (!o.json.empty()) result.push_back(std::move(written));
       parts += one.is_whole ? 0U : 1U;
       silence += one.silence;
       seconds += one.transcript.seconds;
@@ -321,8 +327,10 @@ Index pushed(Listener& listener, std::span<const float> samples) try {
   throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
 }
 
-nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
-                           const std::string& file) {
+/// Hears a file, or standard input, as it comes. Appends the result to `results` if that is to be written, and says
+/// whether all was heard.
+bool stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
+                 const std::string& file, nlohmann::json& results) {
   const RecognizerConfig& config = recognizer.config();
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
@@ -342,7 +350,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   const auto end_utterance = [&](const std::string& said, double begin, double end) {
     last_end = end;
     if (said.empty()) return;
-    utterances.push_back(utterance(said, begin, end));
+    if (o.wants_json()) utterances.push_back(utterance(said, begin, end));
     if (format == TranscriptFormat::text) line.end();
   };
   const auto gate = o.vad ? std::optional(VoiceActivityConfig()) : std::nullopt;
@@ -385,15 +393,20 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(compute / std::max(seconds, 1e-9), 4), "); words wait for ", fixed(window - chunk, 0), " to ",
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
-  const Transcript heard{listener.text(), listener.words(), seconds};
   const std::string note = source.note();
-  nlohmann::json result = to_json(file, heard, note, source.is_whole());
-  if (o.vad) result["silence_seconds"] = listener.silence();
-  if (o.vad || o.endpoint) result["utterances"] = std::move(utterances);
-  if (format == TranscriptFormat::json || format == TranscriptFormat::srt || format == TranscriptFormat::vtt)
-    print_transcript(format, file, heard, result);
+  const bool is_printed_whole =
+      format == TranscriptFormat::json || format == TranscriptFormat::srt || format == TranscriptFormat::vtt;
+  nlohmann::json result;
+  if (is_printed_whole || o.wants_json()) {
+    const Transcript heard{listener.text(), listener.words(), seconds};
+    if (o.wants_json()) result = to_json(file, heard, note, source.is_whole());
+    if (o.wants_json() && o.vad) result["silence_seconds"] = listener.silence();
+    if (o.wants_json() && (o.vad || o.endpoint)) result["utterances"] = std::move(utterances);
+    if (is_printed_whole) print_transcript(format, file, heard, result);
+  }
   if (!note.empty()) say("note: ", note);
   if (o.vad) say_silence(file == "-" ? "standard input" : file, listener.silence(), seconds);
+  if (o.json.empty()) return source.is_whole();
   result.update({{"compute_seconds", compute},
                  {"push_seconds_median", pushes[pushes.size() / 2]},
                  {"push_seconds_most", pushes.back()},
@@ -401,7 +414,8 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
                  {"window_ms", window},
                  {"attention_bytes", streams.attention_bytes()},
                  {"convolution_bytes", streams.convolution_bytes()}});
-  return result;
+  results.push_back(std::move(result));
+  return source.is_whole();
 }
 
 void transcribe(const TranscribeOptions& o) {
@@ -418,8 +432,7 @@ void transcribe(const TranscribeOptions& o) {
   nlohmann::json result = nlohmann::json::array();
   std::size_t failed = 0, parts = 0;
   for (const auto& file : o.files) try {
-      result.push_back(stream_file(o, recognizer, how, file));
-      parts += result.back().contains("is_whole") ? 1U : 0U;
+      parts += stream_file(o, recognizer, how, file, result) ? 0U : 1U;
     } catch (const Error& error) {
       if (o.files.size() == 1) throw;
       say("laconic: ", error.what());

@@ -58,9 +58,9 @@ class Listener {
   }
 
   /// Returns the text of all final frames. Later texts begin with the earlier ones.
-  const std::string& text() const { return text_; }
+  const std::string& text() const { return gate_ ? text_ : stream_.text(); }
   /// Returns the words of the text that are final, with times from the beginning of all samples.
-  const std::vector<Word>& words() const { return words_; }
+  const std::vector<Word>& words() const { return gate_ ? words_ : stream_.words(); }
   /// Says whether the utterance that began last has ended: by the rules, or with a gate by the end of a stretch.
   bool is_endpoint(const EndpointRules& rules = {}) const {
     if (gate_ && !is_open_) return said_ < text_.size();
@@ -68,7 +68,8 @@ class Listener {
   }
   /// Begins another utterance, and returns the text of the one that ends here.
   std::string next_utterance() {
-    if (!gate_ || is_open_) stream_.next_utterance();
+    if (!gate_) return stream_.next_utterance();
+    if (is_open_) stream_.next_utterance();
     take_text();  // a beam search decides the last words only now
     while (said_ < text_.size() && text_[said_] == ' ') ++said_;
     return text_.substr(std::exchange(said_, text_.size()));
@@ -97,7 +98,7 @@ class Listener {
   Index take(std::span<const float> samples, bool ends) {
     Index frames = samples.empty() && ends ? 0 : stream_.push(samples);
     if (ends) frames += stream_.finish();
-    take_text();
+    if (gate_) take_text();
     return frames;
   }
   /// Takes what the stream has found since.
@@ -116,7 +117,7 @@ class Listener {
   SpeechStream stream_;
   std::optional<VoiceActivity> gate_;
   bool is_open_ = false, is_used_ = false;  // a stretch; the stream, by a stretch before
-  std::string text_;
+  std::string text_;                        // of all stretches, as are the words
   std::vector<Word> words_;
   std::size_t shown_ = 0, taken_ = 0,  // bytes of the stream's text, and its words
       said_ = 0;                       // bytes of the text that utterances which have ended are
