@@ -95,7 +95,7 @@ def main():
             parameters = 0
             for turn in range(args.rounds):
                 for n in args.processes:
-                    for i, program in enumerate(programs):
+                    for i, program in list(enumerate(programs))[::1 if turn % 2 == 0 else -1]:
                         network.mpirun(n, [program, "train", "--data", folder / "digits", "--out",
                                            folder / f"{turn}-{n}-{i}", "--epochs", 1, "--threads", 1, "--accumulate",
                                            args.accumulate, "--json", folder / "result.json", *args.train])

@@ -51,7 +51,7 @@ void run(const Options& o, const EncoderConfig& config) {
   constexpr Index group = 64;
   const Index rows = streams.chunk_rows();
   Matrix<float> features = Matrix<float>::Random(std::min(group, capacity) * rows, config.num_mels);
-  double seconds = 0, together = 0, alone = 0;            // the last two of multiply-adds
+  double seconds = 0, together = 0, alone = 0;            // the last two: GFLOP/s of multiply-adds
   for (Index chunk = 0; chunk < o.chunks + 1; ++chunk) {  // the first chunk only fills the window of the subsampling
     for (Index begin = 0; begin < capacity; begin += group) {
       const Index count = std::min(group, capacity - begin);

@@ -319,9 +319,11 @@ class TextLine {
   bool begins_ = true, ends_ = false;  // the next word begins a line; a line has ended
 };
 
-/// Pushes samples; where the stream is full, the error says which option makes it longer.
-Index pushed(Listener& listener, std::span<const float> samples) try {
-  return listener.push(samples);
+/// Pushes samples, and finishes after the last. Where the stream is full, the error says which option makes it longer.
+Index pushed(Listener& listener, std::span<const float> samples, bool is_last) try {
+  const Index frames = listener.push(samples);
+  if (is_last) listener.finish();
+  return frames;
 } catch (const Error& error) {
   const std::string what = error.what();
   throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
@@ -366,8 +368,7 @@ bool stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const
     count += samples.size();
     seconds = static_cast<double>(count) / rate;
     const auto start = Clock::now();
-    const Index final_frames = pushed(listener, samples);
-    if (!more) listener.finish();
+    const Index final_frames = pushed(listener, samples, !more);
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
     if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
     compute += took;

@@ -4750,17 +4750,18 @@ class Autodiff {
     start(loss, weight);
     walk_back(0, [](std::size_t) {});
   }
-  /// Does the same, and calls `computed(std::span<const Parameter<Scalar>* const>)` after each node of the tape with
-  /// the trainable parameters, maybe none, whose gradients are complete by then. Each comes once.
+  /// Computes the derivatives, and calls `computed(std::span<const Parameter<Scalar>* const>)` after each node of the
+  /// tape, a recomputed part being one, with the trainable parameters, maybe none, whose gradients are complete by
+  /// then. Each that was used comes once.
   template <class Computed>
   void backward(const Tensor& loss, double weight, Computed&& computed) {
     start(loss, weight);
-    const auto [parameters, nodes] = first_uses();
-    std::size_t left = nodes.size();
+    const FirstUses first = first_uses();
+    std::size_t left = first.nodes.size();
     walk_back(0, [&](std::size_t node) {
       const std::size_t end = left;
-      while (left > 0 && nodes[left - 1] >= node) --left;
-      computed(std::span(parameters).subspan(left, end - left));
+      while (left > 0 && first.nodes[left - 1] >= node) --left;
+      computed(std::span(first.parameters).subspan(left, end - left));
     });
   }
   /// Clears the tape. Earlier values stay valid, but what is computed from them later has no derivative by anything
@@ -4781,6 +4782,7 @@ class Autodiff {
     Tensor y = f(x);
     const bool recorded = needs(y) && place(y) >= begin;
     nodes_.resize(begin);
+    if (!recorded) uses_.resize(first_use);
     if (!recorded) return y;
     for (std::size_t i = first_use; i < uses_.size(); ++i) uses_[i].node = begin;  // of the node that stands for all
     return op(std::move(y.value), true, [this, x, first_call, f = std::move(f)](Value dy) {
@@ -5060,6 +5062,11 @@ class Autodiff {
     const P* parameter;
     std::size_t node;
   };
+  /// Holds trainable parameters, and for each the place of the first node that was computed with it.
+  struct FirstUses {
+    std::vector<const P*> parameters;
+    std::vector<std::size_t> nodes;
+  };
 
   /// Returns whether a parameter gets a gradient, and keeps that the next node uses it. Throws `Error` if it is
   /// trainable but was prepared to run.
@@ -5113,13 +5120,13 @@ class Autodiff {
     unused(loss).gradient = backend_.fill(1, 1, weight);
   }
   /// Returns the trainable parameters in the order of the first nodes that use them, and the places of these.
-  std::pair<std::vector<const P*>, std::vector<std::size_t>> first_uses() const {
-    std::pair<std::vector<const P*>, std::vector<std::size_t>> out;
+  FirstUses first_uses() const {
+    FirstUses out;
     std::unordered_set<const P*> seen;
     for (const Use& use : uses_) {
       if (!seen.insert(use.parameter).second) continue;
-      out.first.push_back(use.parameter);
-      out.second.push_back(use.node);
+      out.parameters.push_back(use.parameter);
+      out.nodes.push_back(use.node);
     }
     return out;
   }

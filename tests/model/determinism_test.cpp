@@ -159,6 +159,11 @@ TEST_CASE("the backward pass names each parameter once, when its gradient is com
     tape.recompute_blocks = again;
     auto logits = model(tape, features, sequences);
     // The first layer's weight is used at the end, too, so it is complete when its first use is passed.
+    // What is recomputed without a result uses nothing.
+    tape.recompute(logits.rows, [&](const auto& in) {
+      (void)model.layers[0].ffn1.intermediate_dense(tape, tape.fill(1, 48, 1));
+      return in;
+    });
     const auto wide = tape.columns(tape.concat(logits.rows, tape.fill(logits.rows.rows(), 48, 1)), 0, 48);
     logits.rows = tape.add(logits.rows, tape.columns(model.layers[0].ffn1.intermediate_dense(tape, wide), 0, 11));
     std::vector<std::pair<const Parameter<float>*, Matrix<float>>> named;

@@ -29,7 +29,7 @@ concept Communicator = requires(C& c, std::span<float> floats, std::span<double>
   // each.
   c.sum(floats);
   c.sum(doubles);
-  // begin_sum: begins to do so. The values belong to the communicator until `end_sums` returns.
+  // begin_sum: begins to replace the values by their sums. They belong to the communicator until `end_sums` returns.
   c.begin_sum(floats);
   c.begin_sum(doubles);
   // advance: goes on with sums that were begun, without waiting. Others need not call it as often.

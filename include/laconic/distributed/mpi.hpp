@@ -51,14 +51,16 @@ class Mpi {
   /// Returns the number of processes.
   int size() const { return size_; }
 
-  /// Replaces the values by their sums over all processes. See `begin_sum` for what it allocates.
+  /// Replaces the values by their sums over all processes, and ends sums that were begun before. Allocates as
+  /// `begin_sum` does.
   template <class T>
   void sum(std::span<T> values) {
     begin_sum(values);
     end_sums();
   }
   /// Begins to replace floats or doubles by their sums over all processes. Until `end_sums` the values must stay where
-  /// they are. The first calls take up to four times 512 KiB of memory, or four times 64 KiB for each process.
+  /// they are, also if an error ends the work before. The first calls take up to four times 512 KiB of memory, or four
+  /// times 64 KiB for each process, and each call some for its list of pieces.
   template <class T>
   void begin_sum(std::span<T> values) {
     static_assert(std::same_as<T, float> || std::same_as<T, double>, "sums: floats or doubles expected");
@@ -122,7 +124,7 @@ class Mpi {
     Piece piece;
     MPI_Request request;
     std::vector<int> counts, offsets, own_counts, own_offsets;  // of each process's chunk, and of this one's by process
-    std::vector<std::byte> terms;                               // everybody's values of this process's chunk
+    std::vector<std::byte> values;                              // everybody's values of this process's chunk
   };
 
   /// Returns the bytes of a piece: it stays in the caches, and messages of many processes do not become short.
@@ -142,8 +144,8 @@ class Mpi {
   /// likewise `add_and_gather`, as MPI wants it of the calls on one communicator.
   void scatter(Lane& own, const Piece& piece) {
     const auto size = static_cast<std::size_t>(size_);
-    if (own.terms.empty()) {
-      own.terms.resize(piece_bytes() + size * sizeof(double));  // chunks are rounded up
+    if (own.values.empty()) {
+      own.values.resize(piece_bytes() + size * sizeof(double));  // chunks are rounded up
       for (auto* list : {&own.counts, &own.offsets, &own.own_counts, &own.own_offsets}) list->resize(size);
     }
     own.piece = piece;
@@ -156,7 +158,7 @@ class Mpi {
       own.own_counts[i] = length;
       own.own_offsets[i] = r * length;
     }
-    MPI_Ialltoallv(piece.values, own.counts.data(), own.offsets.data(), type_of(piece), own.terms.data(),
+    MPI_Ialltoallv(piece.values, own.counts.data(), own.offsets.data(), type_of(piece), own.values.data(),
                    own.own_counts.data(), own.own_offsets.data(), type_of(piece), scattering_, &own.request);
   }
   /// Adds everybody's values of this process's chunk, and begins to send the sums to all.
@@ -164,7 +166,7 @@ class Mpi {
   void add_and_gather(Lane& own) {
     const auto rank = static_cast<std::size_t>(rank_);
     std::vector<T*> terms;
-    for (const int offset : own.own_offsets) terms.push_back(reinterpret_cast<T*>(own.terms.data()) + offset);
+    for (const int offset : own.own_offsets) terms.push_back(reinterpret_cast<T*>(own.values.data()) + offset);
     add_in_pairs<T>(terms, static_cast<std::size_t>(own.counts[rank]));
     std::copy_n(terms[0], own.counts[rank], static_cast<T*>(own.piece.values) + own.offsets[rank]);
     MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, own.piece.values, own.counts.data(), own.offsets.data(),

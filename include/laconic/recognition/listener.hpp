@@ -7,6 +7,7 @@
 #include <laconic/speech/word.hpp>
 
 #include <cstddef>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <span>
@@ -29,12 +30,14 @@ struct SpeechStretch {
 ///
 ///     Listener listener([&] { return recognizer.stream(); }, 16000, VoiceActivityConfig());
 ///     listener.push(samples);
-///     if (listener.is_endpoint()) std::cout << listener.next_utterance() << '\n';
+///     while (listener.is_endpoint()) std::cout << listener.next_utterance() << '\n';
 ///     listener.finish();
+///     std::cout << listener.next_utterance() << '\n';
 class Listener {
  public:
-  /// `open` makes a stream, here and for each further stretch. `sample_rate` is the model's, in Hz. `ended` is called
-  /// after each stretch; this object has its text and words then. Throws `Error` as `VoiceActivity` does.
+  /// `open` makes a stream, here and for each further stretch, while the stream before is still there. `sample_rate` is
+  /// the model's, in Hz. With a gate, `ended` is called after each stretch; this object has its text and words then.
+  /// Throws `Error` as `VoiceActivity` does, and what `open` throws.
   Listener(std::function<SpeechStream()> open, int sample_rate, const std::optional<VoiceActivityConfig>& gate = {},
            std::function<void(const SpeechStretch&)> ended = {})
       : open_(std::move(open)), rate_(sample_rate), ended_(std::move(ended)), stream_(open_()) {
@@ -63,20 +66,29 @@ class Listener {
   const std::vector<Word>& words() const { return gate_ ? words_ : stream_.words(); }
   /// Says whether the utterance that began last has ended: by the rules, or with a gate by the end of a stretch.
   bool is_endpoint(const EndpointRules& rules = {}) const {
-    if (gate_ && !is_open_) return said_ < text_.size();
-    return stream_.is_endpoint(rules);
+    if (!gate_) return stream_.is_endpoint(rules);
+    return !ends_.empty() || (is_open_ && stream_.is_endpoint(rules));
   }
-  /// Begins another utterance, and returns the text of the one that ends here.
+  /// Begins another utterance, and returns the text of the one that ended first, or else ends here.
   std::string next_utterance() {
     if (!gate_) return stream_.next_utterance();
-    if (is_open_) stream_.next_utterance();
-    take_text();  // a beam search decides the last words only now
-    while (said_ < text_.size() && text_[said_] == ' ') ++said_;
-    return text_.substr(std::exchange(said_, text_.size()));
+    std::size_t end = 0;
+    if (ends_.empty()) {
+      if (is_open_) stream_.next_utterance();
+      take_text();  // a beam search decides the last words only now
+      end = text_.size();
+    } else {
+      end = ends_.front();
+      ends_.pop_front();
+    }
+    while (said_ < end && text_[said_] == ' ') ++said_;
+    const std::size_t begin = std::exchange(said_, end);
+    return text_.substr(begin, end - begin);
   }
   /// Returns the streams that hear the last stretch, for their sizes.
   const FeatureStreams& streams() const { return stream_.streams(); }
-  /// Returns the seconds that the gate did not let pass so far; 0 without a gate.
+  /// Returns the seconds that the gate did not let pass so far; 0 without a gate. Sound that has just begun, and the
+  /// padding before it, are among them until the gate opens.
   double silence() const { return gate_ ? static_cast<double>(gate_->samples() - gate_->speech()) / rate_ : 0.0; }
 
  private:
@@ -92,6 +104,7 @@ class Listener {
     const Index frames = take(part, ends);
     if (!ends) return frames;
     is_open_ = false;
+    if (said_ < text_.size() && (ends_.empty() || ends_.back() < text_.size())) ends_.push_back(text_.size());
     if (ended_) ended_({stream_.text(), begin_, seconds});
     return frames;
   }
@@ -120,7 +133,8 @@ class Listener {
   std::string text_;                        // of all stretches, as are the words
   std::vector<Word> words_;
   std::size_t shown_ = 0, taken_ = 0,  // bytes of the stream's text, and its words
-      said_ = 0;                       // bytes of the text that utterances which have ended are
+      said_ = 0;                       // bytes of the text that `next_utterance` has returned
+  std::deque<std::size_t> ends_;       // of stretches that have ended since, in bytes of the text
   double begin_ = 0;                   // of the stretch
 };
 

@@ -290,8 +290,9 @@ class Trainer {
     return measured.back();
   }
 
-  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss. If this is the last batch that
-  /// this process adds to `last`, with `later` after it in others, these are given to it as they are computed.
+  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss. If there is a sum whose last
+  /// batch this is, it takes them while they are computed; in all processes, `later` batches of the update have a
+  /// higher number.
   double train_batch(const SpeechBatch& batch, Index b, double weight, GradientSum<Context>* last, Index later) {
     Autodiff<Context> tape(context_, seed() / "dropout" / state_.epoch / b);
     tape.recompute_blocks = config_.recompute;

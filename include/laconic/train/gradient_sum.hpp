@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -30,7 +31,9 @@ inline namespace LACONIC_ABI {
 /// The sum over processes goes on while the backward pass of a process's last batch computes further gradients
 /// (`begin_last`): in parts of some MiB, from the last parameter of the model to the first.
 ///
-/// A process keeps log2(its batches) + 1 copies of the gradients on the host.
+/// An update calls `add` for all batches of a process but the last, then `begin_last`, `computed` and `finish`; or
+/// `add` for all, and `finish`. After an exception the object, and the communicator's sums, are over. A process keeps
+/// log2(its batches) + 1 copies of the gradients on the host, which the first updates allocate.
 template <TrainingContext Context>
 class GradientSum {
  public:
@@ -53,18 +56,27 @@ class GradientSum {
     left_ = parameters_.size();
   }
 
+  GradientSum(const GradientSum&) = delete;
+  GradientSum& operator=(const GradientSum&) = delete;
+  /// Leaves the memory of sums that have begun and not ended: other processes may still read it and write to it.
+  ~GradientSum() {
+    if (left_ < parameters_.size()) static_cast<void>(sums_.release());
+  }
+
   /// Takes the gradients that the model has as those of this process's next batch, and leaves zeros. In all processes,
   /// `later` batches of the update come after it in their order.
   void add(Index later) {
+    require(!last_later_, "gradient sum: a batch given after the last one; finish expected");
     take(0, parameters_.size(), next_sum(), later);
     for (std::size_t batches = ++batches_; batches % 2 == 0; batches /= 2) {
       join(used_ - 1, 0, size_);
       --used_;
     }
   }
-  /// Does so for this process's last batch of the update, whose forward pass is done: the gradients are taken as
-  /// `computed` names them, those that it does not name at the end.
+  /// Begins this process's last batch of the update, after its forward pass; in all processes, `later` batches come
+  /// after it. Its gradients are taken as `computed` names them, and the others by `finish`.
   void begin_last(Index later) {
+    require(!last_later_, "gradient sum: a second last batch given; finish expected");
     next_sum();
     last_later_ = later;
     for (std::size_t i = 0; i < parameters_.size(); ++i)  // statistics are those of the forward pass
@@ -72,6 +84,7 @@ class GradientSum {
   }
   /// Says that the model has the gradients of these parameters as the last batch leaves them.
   void computed(std::span<const Parameter<T>* const> parameters) {
+    require(last_later_.has_value(), "gradient sum: gradients of no batch given; begin_last expected");
     if (communicator_.size() == 1) return;
     for (const Parameter<T>* p : parameters)
       if (const auto found = places_.find(p); found != places_.end()) complete_[found->second] = true;
@@ -86,7 +99,7 @@ class GradientSum {
     if (used_ == 0) std::ranges::fill(next_sum(), T{0});  // a process without a batch
     while (left_ > 0) send(begin_of_part());
     communicator_.end_sums();
-    context_.put_gradients(parameters_, sums_[0]);
+    context_.put_gradients(parameters_, sums()[0]);
     used_ = 0;
     batches_ = 0;
     last_later_.reset();
@@ -98,10 +111,11 @@ class GradientSum {
   std::size_t part_bytes() const {
     return std::max(std::size_t{2} << 20, static_cast<std::size_t>(communicator_.size()) * (std::size_t{64} << 10));
   }
+  std::vector<std::vector<T>>& sums() { return *sums_; }
   /// Returns the memory of a further sum. Allocates, if no update had as many.
   std::vector<T>& next_sum() {
-    if (used_ == sums_.size()) sums_.emplace_back(size_);
-    return sums_[used_++];
+    if (used_ == sums().size()) sums().emplace_back(size_);
+    return sums()[used_++];
   }
   /// Moves the gradients of the parameters first .. last - 1 to their place in `sum`.
   void take(std::size_t first, std::size_t last, std::vector<T>& sum, Index later) {
@@ -116,7 +130,7 @@ class GradientSum {
   }
   /// Adds the values begin .. end - 1 of sum n to those of the sum before.
   void join(std::size_t n, std::size_t begin, std::size_t end) {
-    T* const both[]{sums_[n - 1].data() + begin, sums_[n].data() + begin};
+    T* const both[]{sums()[n - 1].data() + begin, sums()[n].data() + begin};
     add_in_pairs<T>(both, end - begin);
   }
   /// Returns the first parameter of the part that comes next over processes: all, if there is no other process.
@@ -128,10 +142,10 @@ class GradientSum {
   /// Begins to sum the part from parameter `first` over processes.
   void send(std::size_t first) {
     const std::size_t begin = begins_[first], end = begins_[left_];
-    if (last_later_) take(first, left_, sums_[used_ - 1], *last_later_);
+    if (last_later_) take(first, left_, sums()[used_ - 1], *last_later_);
     for (std::size_t n = used_; --n > 0;) join(n, begin, end);
-    communicator_.begin_sum(std::span(sums_[0]).subspan(begin, end - begin));
     left_ = first;
+    communicator_.begin_sum(std::span(sums()[0]).subspan(begin, end - begin));
   }
 
   /// Holds the place of a statistic in the sums, and its momentum.
@@ -147,10 +161,11 @@ class GradientSum {
   std::unordered_map<const Parameter<T>*, std::size_t> places_;
   std::vector<Statistic> statistics_;
   std::size_t size_ = 0, used_ = 0, batches_ = 0;
-  std::vector<std::vector<T>> sums_;  // of 2^k batches, each fewer than the one before; used_ of them
-  std::optional<Index> last_later_;   // batches after the last one, while that is computed
-  std::vector<bool> complete_;        // whether the last batch's gradient is
-  std::size_t left_ = 0;              // parameters whose sums over processes have not begun
+  // used_ of them hold 2^k batches each, fewer than the one before, and the last batch by itself
+  std::unique_ptr<std::vector<std::vector<T>>> sums_ = std::make_unique<std::vector<std::vector<T>>>();
+  std::optional<Index> last_later_;  // batches after the last one, while that is computed
+  std::vector<bool> complete_;       // whether the last batch's gradient is
+  std::size_t left_ = 0;             // parameters whose sums over processes have not begun
 };
 
 /// Returns the numbers of tasks in an order in which every block of 2^k that begins at a multiple of 2^k does about the
