@@ -197,9 +197,10 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         continue;
       }
       nlohmann::json written;
-      if (o.wants_json()) written = to_json(file, one.transcript, one.note, one.is_whole);
-      if (o.wants_json() && o.vad)
-        written.update({{"utterances", std::move(one.utterances)}, {"silence_seconds", one.silence}});
+      if (o.wants_json()) {
+        written = to_json(file, one.transcript, one.note, one.is_whole);
+        if (o.vad) written.update({{"utterances", std::move(one.utterances)}, {"silence_seconds", one.silence}});
+      }
       print_transcript(format, file, one.transcript, written);
       if (!o.json.empty()) result.push_back(std::move(written));
       parts += one.is_whole ? 0U : 1U;
@@ -400,9 +401,11 @@ bool stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const
   nlohmann::json result;
   if (is_printed_whole || o.wants_json()) {
     const Transcript heard{listener.text(), listener.words(), seconds};
-    if (o.wants_json()) result = to_json(file, heard, note, source.is_whole());
-    if (o.wants_json() && o.vad) result["silence_seconds"] = listener.silence();
-    if (o.wants_json() && (o.vad || o.endpoint)) result["utterances"] = std::move(utterances);
+    if (o.wants_json()) {
+      result = to_json(file, heard, note, source.is_whole());
+      if (o.vad) result["silence_seconds"] = listener.silence();
+      if (o.vad || o.endpoint) result["utterances"] = std::move(utterances);
+    }
     if (is_printed_whole) print_transcript(format, file, heard, result);
   }
   if (!note.empty()) say("note: ", note);
