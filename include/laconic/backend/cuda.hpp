@@ -17,9 +17,10 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Selects a GPU.
+/// Selects a GPU, and how it multiplies.
 struct CudaDevice {
-  int number = 0;  ///< its number, from 0
+  std::optional<int> number{};                          ///< its number, from 0; empty: the current one of the thread
+  ProductPrecision precision = ProductPrecision::full;  ///< how operands of products of floats are rounded
 };
 
 /// Computes on a GPU. Tensors and prepared parameters are in its memory; the host waits only where a result is read, or
@@ -56,13 +57,11 @@ class Cuda : public CudaCore<T>,
 
   /// Makes a context on the current device of this thread, which is the first one unless the program has chosen another
   /// (cudaSetDevice). Throws `Error` if there is none.
-  Cuda() : Cuda(std::optional<int>()) {}
-  /// Makes a context on this device, which becomes the current one. Throws `Error` if it is not there.
-  explicit Cuda(CudaDevice device) : Cuda(std::optional<int>(device.number)) {}
-
- private:
-  explicit Cuda(std::optional<int> device)
-      : CudaCore<T>(device),
+  Cuda() : Cuda(CudaDevice()) {}
+  /// Makes a context on this device, which becomes the current one. Throws `Error` if it is not there, and for products
+  /// of doubles that are to be rounded.
+  explicit Cuda(const CudaDevice& device)
+      : CudaCore<T>(device.number, device.precision),
         CudaLinear<T>(core()),
         CudaNorms<T>(core()),
         CudaPositions<T>(core()),
@@ -72,6 +71,8 @@ class Cuda : public CudaCore<T>,
         CudaCaches<T>(core()),
         CudaLosses<T>(core()),
         CudaTraining<T>(core()) {}
+
+ private:
   CudaCore<T>& core() { return *this; }
 };
 

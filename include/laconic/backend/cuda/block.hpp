@@ -109,6 +109,47 @@ inline EmulatedMemory& emulated_memory() {
   return memory;
 }
 
+/// Holds copies to shared memory that have begun. They are made when they are waited for, and not before, so that a
+/// kernel which does not wait reads what was there before.
+class EmulatedCopies {
+ public:
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    int bytes;
+  };
+  void add(const Copy& copy) {
+    require(
+        reinterpret_cast<std::uintptr_t>(copy.to) % 16 == 0 && (reinterpret_cast<std::uintptr_t>(copy.from) % 16 == 0),
+        "Cuda: a kernel copies between addresses that are not multiples of 16");
+    copies_.push_back(copy);
+  }
+  void end_group() { ends_.push_back(copies_.size()); }
+  void finish(int unfinished) {
+    const auto kept = static_cast<std::size_t>(unfinished);
+    if (ends_.size() <= kept) return;
+    const auto groups = static_cast<std::ptrdiff_t>(ends_.size() - kept);
+    const std::size_t done = ends_[static_cast<std::size_t>(groups) - 1];
+    for (std::size_t i = 0; i < done; ++i) {
+      const Copy& copy = copies_[i];
+      std::memset(copy.to, 0, 16);
+      if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+    }
+    copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(done));
+    ends_.erase(ends_.begin(), ends_.begin() + groups);
+    for (std::size_t& end : ends_) end -= done;
+  }
+  bool empty() const { return copies_.empty(); }
+
+ private:
+  std::vector<Copy> copies_{};
+  std::vector<std::size_t> ends_{};  // of groups, in `copies_`
+};
+inline EmulatedCopies& emulated_copies() {
+  thread_local EmulatedCopies copies;
+  return copies;
+}
+
 }  // namespace detail
 
 class Block;
@@ -148,10 +189,28 @@ class Block {
     else
       for (int t = threads_ - 1; t >= 0; --t) f(t);
   }
+  /// Calls f(thread) for every thread of the block, and does not wait: what one thread writes to memory, no other may
+  /// read before the next barrier.
+  template <class F>
+  void each_unordered(F&& f) {
+    each(f);
+  }
   /// Calls f() for one thread of the block, then waits for all.
   template <class F>
   void one(F&& f) {
     f();
+  }
+  /// Begins to copy 16 bytes of the device's memory to shared memory: `bytes` of them, then zeros. Both addresses are
+  /// multiples of 16. Called within `each`. The bytes are there after the `wait_for_copies` of their group.
+  void copy(void* to, const void* from, int bytes) {
+    detail::emulated_copies().add({static_cast<std::byte*>(to), static_cast<const std::byte*>(from), bytes});
+  }
+  /// Ends a group of copies, which may be empty.
+  void end_copies() { detail::emulated_copies().end_group(); }
+  /// Waits until all groups of copies are done but for the last `unfinished`, and then for all threads.
+  template <int unfinished>
+  void wait_for_copies() {
+    detail::emulated_copies().finish(unfinished);
   }
   /// Returns the sum of the values of all threads, in every thread. The order of the sum is fixed. The values are lost.
   template <class V>
@@ -215,6 +274,8 @@ void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::si
     for (Index x = 0; x < grid.x; ++x) {
       Block block(x, y, Kernel::threads, shared_bytes);
       kernel(block);
+      require(detail::emulated_copies().empty(), "Cuda: a kernel ends before its copies");
+      detail::emulated_copies().finish(0);  // groups without copies
       detail::emulated_memory().reset();
     }
 }
@@ -259,6 +320,28 @@ class Block {
   template <class F>
   LACONIC_DEVICE void each(F&& f) {
     f(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  /// Calls f(thread) for every thread of the block, and does not wait: what one thread writes to memory, no other may
+  /// read before the next barrier.
+  template <class F>
+  LACONIC_DEVICE void each_unordered(F&& f) {
+    f(static_cast<int>(threadIdx.x));
+  }
+  /// Begins to copy 16 bytes of the device's memory to shared memory: `bytes` of them, then zeros. Both addresses are
+  /// multiples of 16. Called within `each`. The bytes are there after the `wait_for_copies` of their group.
+  LACONIC_DEVICE void copy(void* to, const void* from, int bytes) {
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+        "l"(from), "r"(bytes)
+        : "memory");
+  }
+  /// Ends a group of copies, which may be empty.
+  LACONIC_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  /// Waits until all groups of copies are done but for the last `unfinished`, and then for all threads.
+  template <int unfinished>
+  LACONIC_DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(unfinished) : "memory");
     __syncthreads();
   }
   /// Calls f() for one thread of the block, then waits for all.

@@ -16,6 +16,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 namespace laconic {
@@ -29,8 +30,13 @@ class CudaCore {
   /// Names the type of the values that primitives take and return.
   using Tensor = CudaTensor<T>;
 
-  /// Makes a core on the device of this number, or on the current one. Throws `Error` if there is none.
-  explicit CudaCore(std::optional<int> device) : stream_(std::make_shared<cuda::Stream>(device)) {}
+  /// Makes a core on the device of this number, or on the current one. Throws `Error` if there is none, and for
+  /// products of doubles that are to be rounded.
+  explicit CudaCore(std::optional<int> device, ProductPrecision precision = ProductPrecision::full)
+      : stream_(std::make_shared<cuda::Stream>(device)), precision_(precision) {
+    require(precision == ProductPrecision::full || std::is_same_v<T, float>, "Cuda: products in ", to_name(precision),
+            " given with double, float expected");
+  }
   CudaCore(const CudaCore&) = delete;
   CudaCore& operator=(const CudaCore&) = delete;
   /// Waits until all work is done: kernels may still read memory that is freed now.
@@ -47,6 +53,8 @@ class CudaCore {
   Arena& device_arena() { return device_arena_; }
   /// Returns the stream of work.
   const cuda::Stream& stream() const { return *stream_; }
+  /// Returns how operands of products are rounded.
+  ProductPrecision precision() const { return precision_; }
   /// Returns the number of threads of the host, which is 1.
   static constexpr int threads() { return 1; }
 
@@ -245,6 +253,7 @@ class CudaCore {
   static std::size_t bytes_of(const Tensor& x) { return static_cast<std::size_t>(x.size()) * sizeof(T); }
 
   std::shared_ptr<const cuda::Stream> stream_;
+  ProductPrecision precision_;
   Arena arena_{};
   Arena device_arena_{MemorySource{cuda::allocate, cuda::release, stream_->device()}};
   KeptTensors<Tensor> kept_{};
