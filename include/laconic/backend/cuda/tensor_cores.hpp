@@ -80,7 +80,7 @@ void add_product(Block& block, const Of& of) {
       return std::bit_cast<float>(bits & 0xffffe000U);
   };
   for (int warp = 0; warp < block.threads(); warp += warp_threads) {
-    float a[16][depth], b[8][depth];
+    float a[16][std::size_t{depth}], b[8][std::size_t{depth}];
     for (int lane = 0; lane < warp_threads; ++lane) {
       const TensorRegisters in = of(warp + lane);
       const int group = lane / 4, place = lane % 4;

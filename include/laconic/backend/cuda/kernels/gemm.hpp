@@ -10,8 +10,7 @@
 #include <cstddef>
 #include <optional>
 
-// Products of matrices. `gemm` and `add_gemm` are the only functions that start one, so that a library of a vendor can
-// take their place.
+// Products of matrices in float and double, and the operands of all products (`products.hpp` starts them).
 //
 // Each element is the sum of chunks of 256 products, each added up in order, and the chunks in order: a sum depends
 // neither on the tile that it is computed in nor on the other rows and columns.
@@ -204,41 +203,6 @@ struct Gemm {
     *to = has_activation ? activate(activation, value) : value;
   }
 };
-
-/// Computes C = A B + bias, then the activation. Rows depend on no other rows, to the bit.
-template <class T, class B>
-void gemm(const Stream& stream, const char* name, const GemmSize& size, const GemmOperand<T>& a, const B& b,
-          const GemmResult<T>& c, const GemmEpilogue<T>& epilogue = {}) {
-  const auto start = [&]<int Side>() {
-    using Kernel = Gemm<T, B, T, Side>;
-    const Activation activation = epilogue.activation.value_or(Activation::relu);
-    const RowSplit whole{pieces(size.depth, Kernel::chunk), pieces(size.depth, Kernel::chunk)};
-    launch(stream, name, {size.batches * Kernel::tiles(size)},
-           Kernel{size, a, b, c, epilogue.bias, epilogue.activation.has_value(), has_contiguous_rows(a),
-                  has_contiguous_rows(b), activation, whole, nullptr},
-           Kernel::shared_bytes());
-  };
-  if (size.rows <= 16)
-    start.template operator()<16>();
-  else
-    start.template operator()<64>();
-}
-
-/// Computes C += A B for a long depth and contiguous C (batches, rows, cols), with the chunks added up in double. The
-/// depth is divided among more blocks where C alone is few. `core` gives stream and scratch (`CudaCore`).
-template <class Core, class T>
-void add_gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<T>& a, const GemmOperand<T>& b,
-              T* c) {
-  using Kernel = Gemm<T, GemmOperand<T>, double, 64>;
-  const Index tiles = size.batches * Kernel::tiles(size);
-  core.add_row_sums(
-      name, RowSplit::of(size.depth, Kernel::chunk, tiles), tiles, size.batches * size.rows * size.cols, c,
-      Kernel::shared_bytes(), [&](const RowSplit& split, double* parts) {
-        return Kernel{
-            size,  a,    b, {}, nullptr, false, has_contiguous_rows(a), has_contiguous_rows(b), Activation::relu,
-            split, parts};
-      });
-}
 
 }  // namespace cuda
 }  // namespace LACONIC_ABI
