@@ -162,3 +162,45 @@ TEST_CASE("products of doubles are not rounded", "[cuda]") {
   CHECK_THROWS_WITH(Cuda<double>(CudaDevice{.precision = ProductPrecision::bf16}),
                     "Cuda: products in bf16 given with double, float expected");
 }
+
+TEST_CASE("convolutions on tensor cores are those of rounded operands", "[cuda]") {
+  const Sequences from{9, 3, 40};
+  for (const ProductPrecision precision : precisions)
+    for (const Index channels : {1, 8, 24})
+      for (const bool trains : {false, true}) {
+        Cuda<float> gpu(CudaDevice{.precision = precision});
+        Cpu<double> cpu(1);
+        // The first layer's single channel is read value by value, which rounds nothing.
+        const bool rounds = channels >= 8;
+        const auto same = [&](const Matrix<float>& x) {
+          return rounds ? rounded(x, precision) : Matrix<double>(x.cast<double>());
+        };
+        INFO(to_name(precision) << ", " << channels << " channels");
+        const auto compare = [&](Index out, Index depth, std::initializer_list<Index> weight_shape, Index x_cols,
+                                 const auto& convolve) {
+          Parameter<float> weight(weight_shape), bias({out});
+          weight.host() = random_matrix<float>(weight.rows(), weight.cols(), 3, 1);
+          bias.host() = random_matrix<float>(1, out, 4, 1);
+          Parameter<double> wide_weight(weight_shape), wide_bias({out});
+          wide_weight.host() = same(weight.host());
+          wide_bias.host() = bias.host().cast<double>();
+          const Matrix<float> x = random_matrix<float>(from.rows(), x_cols, 5, 1);
+          const Matrix<double> expected = cpu.output(convolve(cpu, cpu.input(same(x)), wide_weight, wide_bias));
+          ParameterList<float> list({&weight, &bias});
+          trains ? gpu.prepare_training(list) : gpu.prepare(list);
+          for (int again = 0; again < 2; ++again)
+            CHECK(error(gpu.output(convolve(gpu, gpu.input(x), weight, bias)), expected, depth) < tolerance);
+        };
+        const Conv2dShape two{.in_channels = channels, .out_channels = 21, .in_freqs = 9};
+        const Sequences to2 = Sequences{4, 1, 19};
+        compare(21, 9 * channels, {21, channels, 3, 3}, 9 * channels,
+                [&](auto& context, const auto& x, const auto& weight, const auto& bias) {
+                  return context.conv2d(x, weight, bias, two, from, to2, Activation::relu);
+                });
+        const Conv1dShape one{.in_channels = channels, .out_channels = 30, .kernel = 3, .stride = 2};
+        compare(30, 3 * channels, {30, channels, 3}, channels,
+                [&](auto& context, const auto& x, const auto& weight, const auto& bias) {
+                  return context.conv1d(x, weight, &bias, one, from, to2);
+                });
+      }
+}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cuda/core.hpp>
+#include <laconic/backend/cuda/kernels/convolution.hpp>
 #include <laconic/backend/cuda/kernels/gemm.hpp>
 #include <laconic/backend/cuda/kernels/pack.hpp>
 #include <laconic/backend/cuda/kernels/tensor_gemm.hpp>
@@ -79,6 +80,10 @@ TensorRows<E> readable(const Transposed<StoredColumns<float, storage>>& x) {
       return {reinterpret_cast<const Bf16*>(rows.values), rows.width, 0};
   return {nullptr, 0, 0};
 }
+template <TensorElement E>
+TensorRows<E> readable(const PatchWeights&) {
+  return {nullptr, 0, 0};
+}
 /// Returns an operand (rows, depth) of each of `batches` as tensor cores read it. A weight, if it is one, keeps its
 /// packed form; others are packed in scratch.
 template <TensorElement E, class Core, class Operand>
@@ -105,15 +110,27 @@ Packed<E> packed(Core& core, const char* name, const Operand& x, Index rows, Ind
 
 /// Calls start.operator()<Kernel>() with the kernel for products on tensor cores whose tiles suit C: as large as rows
 /// and multiprocessors allow.
-template <TensorElement E, class Start>
+template <TensorElement E, class A = TensorRows<E>, class Start>
 void with_tensor_gemm(const GemmSize& size, const Start& start) {
-  using Few = TensorGemm<E, 16, 32, 1, 4, 6>;
-  using Some = TensorGemm<E, 64, 64, 2, 2, 4>;
-  using Many = TensorGemm<E, 128, 128, 2, 4, 3>;
+  using Few = TensorGemm<E, 16, 32, 1, 4, 6, A>;
+  using Some = TensorGemm<E, 64, 64, 2, 2, 4, A>;
+  using Many = TensorGemm<E, 128, 128, 2, 4, 3, A>;
   constexpr Index enough = 100;  // tiles: most GPUs have about as many multiprocessors
   if (size.rows <= 16) return start.template operator()<Few>();
   if (size.batches * Many::tiles(size) < enough) return start.template operator()<Some>();
   start.template operator()<Many>();
+}
+/// Computes C = A B^T + bias on tensor cores, then the activation.
+template <TensorElement E, class Core, class A>
+void multiply_on_tensor_cores(const Core& core, const char* name, const GemmSize& size, const A& a,
+                              const TensorRows<E>& b, const GemmResult<float>& c, const GemmEpilogue<float>& epilogue) {
+  with_tensor_gemm<E, A>(size, [&]<class Kernel>() {
+    const RowSplit whole{pieces(size.depth, Kernel::chunk), pieces(size.depth, Kernel::chunk)};
+    launch(core.stream(), name, {size.batches * Kernel::tiles(size)},
+           Kernel{size, a, b, c, epilogue.bias, epilogue.activation.has_value(),
+                  epilogue.activation.value_or(Activation::relu), whole, nullptr},
+           Kernel::shared_bytes());
+  });
 }
 /// Computes what `gemm` does, on tensor cores.
 template <TensorElement E, class Core, class B>
@@ -122,13 +139,19 @@ void tensor_gemm(Core& core, const char* name, const GemmSize& size, const GemmO
   const Packed<E> left = packed<E>(core, name, a, size.rows, size.depth, size.batches);
   const Packed<E> right =
       packed<E>(core, name, transposed(b), size.cols, size.depth, size.batches / size.sharing, weight);
-  with_tensor_gemm<E>(size, [&]<class Kernel>() {
-    const RowSplit whole{pieces(size.depth, Kernel::chunk), pieces(size.depth, Kernel::chunk)};
-    launch(core.stream(), name, {size.batches * Kernel::tiles(size)},
-           Kernel{size, left.rows, right.rows, c, epilogue.bias, epilogue.activation.has_value(),
-                  epilogue.activation.value_or(Activation::relu), whole, nullptr},
-           Kernel::shared_bytes());
-  });
+  multiply_on_tensor_cores(core, name, size, left.rows, right.rows, c, epilogue);
+}
+/// Computes a convolution y = patches W^T + bias on tensor cores, then the activation.
+template <TensorElement E, class Core>
+void tensor_convolve(Core& core, const char* name, const Patches& patches, const CudaTensor<float>& x,
+                     const Parameter<float>& weight, const float* bias, std::optional<Activation> activation,
+                     CudaTensor<float>& y) {
+  const Packed<E> inputs = packed<E>(core, name, GemmOperand<float>{x.data(), x.cols()}, x.rows(), x.cols(), 1);
+  const Packed<E> weights = packed<E>(core, name, PatchWeights{patches, values_of(weight)}, weight.rows(),
+                                      patches.depth(), 1, &CudaWeight<float>::of(weight));
+  multiply_on_tensor_cores(core, name, {patches.points, patches.out_channels, patches.depth()},
+                           TensorPatches<E>{patches, inputs.rows.data}, weights.rows, {y.data(), patches.out_channels},
+                           {bias, activation});
 }
 
 /// Computes C = A B + bias, then the activation. Rows depend on no other rows, to the bit. B is a GemmOperand or

@@ -37,7 +37,7 @@ template <TensorElement E, class Operand>
 struct PackRows {
   Operand from;
   E* to;                      ///< (batches * rows, stride)
-  Index rows, depth, stride;  ///< of one batch
+  Index rows, depth, stride;  ///< rows and elements of one batch, and elements from a packed row to the next
   bool aligned;               ///< whether each row is of floats and begins at a multiple of 16 bytes
   LACONIC_DEVICE void operator()(Index i) const {
     using Chunk = TensorChunk<E>;
@@ -65,7 +65,7 @@ struct PackColumns {
   static constexpr int threads = 256, side = 64, pitch = side + 1;
   GemmOperand<float> from;
   E* to;                      ///< (batches * rows, stride)
-  Index rows, depth, stride;  ///< of one batch
+  Index rows, depth, stride;  ///< rows and elements of one batch, and elements from a packed row to the next
   bool aligned;               ///< whether each column begins at a multiple of 16 bytes
 
   /// Returns the tiles of a batch.

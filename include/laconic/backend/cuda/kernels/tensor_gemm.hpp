@@ -16,6 +16,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
+template <TensorElement E, int Threads, int Rows>
+struct TensorLines;
+
 /// Refers to an operand as tensor cores read it: the values of a row along the depth are contiguous, and each row
 /// begins at a multiple of 16 bytes. Of B these rows are the columns.
 template <TensorElement E>
@@ -24,6 +27,9 @@ struct TensorRows {
   Index row_stride;        ///< elements from a row to the next
   Index batch_stride = 0;  ///< elements from a batch to the next
 
+  /// Names what a thread copies of it.
+  template <int Threads, int Rows>
+  using Lines = TensorLines<E, Threads, Rows>;
   /// Returns the elements of 16 bytes.
   static constexpr Index in_chunk = 16 / static_cast<Index>(sizeof(E));
   /// Returns the elements from a row to the next where rows of `depth` elements are packed.
@@ -35,6 +41,51 @@ struct TensorRows {
   }
 };
 
+/// Says how a slice of an operand lies in shared memory: 128 bytes of each row, whose 16-byte chunks are permuted so
+/// that those of 8 rows at the same depth are in different banks.
+namespace tensor_slice {
+inline constexpr int bytes = 128, chunks = bytes / 16;
+/// Returns where a chunk of a row is in its 128 bytes.
+LACONIC_DEVICE int swizzled(int chunk, int row) { return (chunk ^ row % chunks) * 16; }
+/// Returns the bytes of a chunk at k that are before the end of the depth.
+template <TensorElement E>
+LACONIC_DEVICE int bytes_before(int k, int until) {
+  constexpr int in_chunk = static_cast<int>(TensorRows<E>::in_chunk);
+  const int left = until - k;
+  return (left < 0 ? 0 : left < in_chunk ? left : in_chunk) * static_cast<int>(sizeof(E));
+}
+}  // namespace tensor_slice
+
+/// Says what one of so many threads copies of TensorRows: the same chunk of every `together`-th row of a tile.
+template <TensorElement E, int Threads, int Rows>
+struct TensorLines {
+  static constexpr int together = Threads / tensor_slice::chunks;
+  static_assert(together % tensor_slice::chunks == 0 && Rows % together == 0);
+  const E* first;  ///< the chunk of the thread's first row where the depth begins
+  Index stride;    ///< elements from a row to the next
+  int rows;        ///< rows from that one to the end of the matrix
+
+  /// Returns those of thread t for the rows from `row` on and the depth from `begin` on.
+  LACONIC_DEVICE static TensorLines of(int t, const TensorRows<E>& x, Index batch, Index row, Index all_rows,
+                                       Index begin) {
+    const Index own = row + t / tensor_slice::chunks, left = all_rows - own;
+    const E* const data = x.data + batch * x.batch_stride + begin + t % tensor_slice::chunks * TensorRows<E>::in_chunk;
+    return {data + (left > 0 ? own : 0) * x.row_stride, x.row_stride, static_cast<int>(left < Rows ? left : Rows)};
+  }
+  /// Begins to copy a slice at k, zeros where the matrix has ended.
+  LACONIC_DEVICE void copy(Block& block, int t, std::byte* slice, int k, int until) const {
+    const int chunk = t % tensor_slice::chunks, row = t / tensor_slice::chunks,
+              bytes = tensor_slice::bytes_before<E>(k + chunk * static_cast<int>(TensorRows<E>::in_chunk), until);
+    std::byte* const to = slice + row * tensor_slice::bytes + tensor_slice::swizzled(chunk, row);
+    LACONIC_UNROLL_DEVICE
+    for (int i = 0; i < Rows / together; ++i) {
+      const bool exists = bytes > 0 && i * together < rows;
+      block.copy(to + i * together * tensor_slice::bytes, exists ? first + k + i * together * stride : first,
+                 exists ? bytes : 0);
+    }
+  }
+};
+
 /// Holds 16 bytes of floats, which are loaded or stored at once.
 struct alignas(16) FourFloats {
   float value[4];
@@ -43,7 +94,7 @@ struct alignas(16) FourFloats {
 /// Computes one tile (Rows, Cols) of C in each block (x: tiles of all batches; y: parts of the depth), with Down x
 /// Across warps. Slices of 128 bytes of the depth are copied to shared memory while earlier ones are multiplied; the 16
 /// bytes of a row are permuted there, so that the 8 rows of a matrix are in different banks.
-template <TensorElement E, int Rows, int Cols, int Down, int Across, int Stages>
+template <TensorElement E, int Rows, int Cols, int Down, int Across, int Stages, class A = TensorRows<E>>
 struct TensorGemm {
   static constexpr int threads = warp_threads * Down * Across;
   static constexpr int slice_bytes = 128, chunks = slice_bytes / 16, depth = slice_bytes / static_cast<int>(sizeof(E));
@@ -57,7 +108,8 @@ struct TensorGemm {
   static_assert(Rows * pitch * static_cast<int>(sizeof(float)) <= Stages * stage_bytes);
 
   GemmSize size;
-  TensorRows<E> a, b;
+  A a;
+  TensorRows<E> b;
   GemmResult<float> c;
   const float* bias;
   bool has_activation;
@@ -80,12 +132,11 @@ struct TensorGemm {
     const int until = static_cast<int>(last - begin);  // of the depth, from the first of this part
     std::byte* const memory = block.template shared<std::byte>(shared_bytes());
     PerThread<State> state(block);
-    PerThread<Lines> lines_a(block), lines_b(block);
+    PerThread<LinesA> lines_a(block);
+    PerThread<LinesB> lines_b(block);
     block.each_unordered([&](int t) {
-      lines_a[t] =
-          Lines::of(t, a.data + batch * a.batch_stride + begin, a.row_stride, Index{Rows} * tile_row, size.rows);
-      lines_b[t] = Lines::of(t, b.data + batch / size.sharing * b.batch_stride + begin, b.row_stride,
-                             Index{Cols} * tile_col, size.cols);
+      lines_a[t] = LinesA::of(t, a, batch, Index{Rows} * tile_row, size.rows, begin);
+      lines_b[t] = LinesB::of(t, b, batch / size.sharing, Index{Cols} * tile_col, size.cols, begin);
       LACONIC_UNROLL_DEVICE
       for (int i = 0; i < down; ++i) {
         LACONIC_UNROLL_DEVICE
@@ -98,8 +149,8 @@ struct TensorGemm {
     const auto fetch = [&](int k, int stage) {
       std::byte* const to = memory + stage * stage_bytes;
       block.each_unordered([&](int t) {
-        lines_a[t].template copy<Rows>(block, t, to, a.row_stride, k, until);
-        lines_b[t].template copy<Cols>(block, t, to + Rows * slice_bytes, b.row_stride, k, until);
+        lines_a[t].copy(block, t, to, k, until);
+        lines_b[t].copy(block, t, to + Rows * slice_bytes, k, until);
       });
       block.end_copies();
     };
@@ -116,39 +167,12 @@ struct TensorGemm {
   }
 
  private:
+  using LinesA = typename A::template Lines<threads, Rows>;
+  using LinesB = TensorLines<E, threads, Cols>;
   struct State {
     float c[static_cast<std::size_t>(down)][static_cast<std::size_t>(across)][4];
     std::uint32_t a[4], b[static_cast<std::size_t>(across)][4];
   };
-  /// Says what a thread copies of an operand: the same 16 bytes of every `together`-th row of a tile, from its own on.
-  struct Lines {
-    static constexpr int together = threads / chunks;
-    static_assert(together % chunks == 0);
-    const E* first;  // the 16 bytes of its first row at k = 0
-    int rows;        // rows from that one to the end of the matrix
-
-    LACONIC_DEVICE static Lines of(int t, const E* data, Index stride, Index row, Index rows) {
-      const Index own = row + t / chunks, left = rows - own;
-      return {data + (left > 0 ? own : 0) * stride + t % chunks * TensorRows<E>::in_chunk,
-              static_cast<int>(left < Rows + Cols ? left : Rows + Cols)};
-    }
-    /// Begins to copy a slice at k, zeros where the matrix has ended.
-    template <int Count>
-    LACONIC_DEVICE void copy(Block& block, int t, std::byte* slice, Index stride, int k, int until) const {
-      constexpr int in_chunk = static_cast<int>(TensorRows<E>::in_chunk);
-      const int left = until - k - t % chunks * in_chunk;
-      const int bytes = (left < 0 ? 0 : left < in_chunk ? left : in_chunk) * static_cast<int>(sizeof(E));
-      const E* const from = left > 0 ? first + k : first;
-      std::byte* const to = slice + t / chunks * slice_bytes + swizzled(t % chunks, t / chunks);
-      LACONIC_UNROLL_DEVICE
-      for (int i = 0; i < Count / together; ++i) {
-        const bool exists = i * together < rows;
-        block.copy(to + i * together * slice_bytes, exists ? from + i * together * stride : first, exists ? bytes : 0);
-      }
-    }
-  };
-  /// Returns where 16 bytes of a row are in its 128 bytes of a slice.
-  LACONIC_DEVICE static int swizzled(int chunk, int row) { return (chunk ^ row % chunks) * 16; }
   /// Adds the products of a slice.
   LACONIC_DEVICE static void multiply(Block& block, std::byte* slice, PerThread<State>& state) {
     LACONIC_UNROLL_DEVICE
@@ -159,7 +183,7 @@ struct TensorGemm {
             block,
             [&](int t) {
               const int lane = t % warp_threads, row = t / warp_threads % Across * warp_cols + lane % 8;
-              return slice + (Rows + row + 8 * j) * slice_bytes + swizzled(4 * half + lane / 8, lane);
+              return slice + (Rows + row + 8 * j) * slice_bytes + tensor_slice::swizzled(4 * half + lane / 8, lane);
             },
             [&](int t) { return state[t].b[j]; });
       round<4 * across>(block, [&](int t) { return &state[t].b[0][0]; });
@@ -171,7 +195,8 @@ struct TensorGemm {
               block,
               [&](int t) {
                 const int lane = t % warp_threads, row = t / warp_threads / Across * warp_rows + lane % 16;
-                return slice + (row + 16 * i) * slice_bytes + swizzled(4 * half + 2 * step + lane / 16, lane);
+                return slice + (row + 16 * i) * slice_bytes +
+                       tensor_slice::swizzled(4 * half + 2 * step + lane / 16, lane);
               },
               [&](int t) { return state[t].a; });
           round<4>(block, [&](int t) { return state[t].a; });
