@@ -195,6 +195,12 @@ class Block {
   void each_unordered(F&& f) {
     each(f);
   }
+  /// Calls f(thread) for every thread of the block, then waits for those of its warp: what one thread writes to memory,
+  /// only threads of its warp may read before the next barrier.
+  template <class F>
+  void each_in_warps(F&& f) {
+    each(f);
+  }
   /// Calls f() for one thread of the block, then waits for all.
   template <class F>
   void one(F&& f) {
@@ -327,6 +333,13 @@ class Block {
   template <class F>
   LACONIC_DEVICE void each_unordered(F&& f) {
     f(static_cast<int>(threadIdx.x));
+  }
+  /// Calls f(thread) for every thread of the block, then waits for those of its warp: what one thread writes to memory,
+  /// only threads of its warp may read before the next barrier.
+  template <class F>
+  LACONIC_DEVICE void each_in_warps(F&& f) {
+    f(static_cast<int>(threadIdx.x));
+    __syncwarp();
   }
   /// Begins to copy 16 bytes of the device's memory to shared memory: `bytes` of them, then zeros. Both addresses are
   /// multiples of 16. Called within `each`. The bytes are there after the `wait_for_copies` of their group.
