@@ -5,11 +5,11 @@
 #include <laconic/backend/cuda/row_cache.hpp>
 #include <laconic/backend/cuda/tensor_cores.hpp>
 
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 
-// How rows of keys, values and positions come to the tensor cores: in slices of 64 rows and 64 columns of Bf16 in
-// shared memory, whatever they are in the device's memory.
+// How rows of keys, values and positions come to tensor cores: in slices of 64 rows and 64 columns of Bf16 in shared
+// memory, whatever they are in the device's memory.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -28,85 +28,54 @@ struct Slice {
   static constexpr int at(int row, int chunk_of_row) { return row * width + (chunk_of_row ^ (row & 7)) * chunk; }
   /// Returns the slices of a row of so many values.
   static constexpr int count(Index values) { return static_cast<int>(pieces(values, width)); }
-  /// Returns the products of tensor cores along slice s of rows of so many values.
-  static constexpr int depths(Index values, int s) {
-    const Index left = values - s * width;
-    return static_cast<int>(pieces(left < width ? left : width, depth));
-  }
 };
 
 /// Holds a chunk in registers.
 struct alignas(16) SliceChunk {
   std::uint32_t pairs[4];  ///< 8 Bf16
+
+  /// Rounds 8 floats.
+  LACONIC_DEVICE static SliceChunk of(const float* x) {
+    SliceChunk out;
+    LACONIC_UNROLL_DEVICE
+    for (int i = 0; i < 4; ++i) out.pairs[i] = two_bf16(x[2 * i], x[2 * i + 1]);
+    return out;
+  }
 };
 
-/// Returns 8 values of a stored row from value c on, of which the first `count` are there: zeros after them.
-LACONIC_DEVICE SliceChunk chunk_of(const StoredRow<float>& row, Index c, int count) {
+/// Holds 8 values as they are in memory, so that several loads can be under way before the first value is used.
+struct StoredChunk {
+  /// Says how the values are read.
+  enum class Kind { none, copied, floats, bytes, single };
   struct alignas(16) Floats {
     float values[4];
   };
   struct alignas(8) Bytes {
     std::int8_t values[8];
   };
-  float x[Slice::chunk];
-  if (row.storage == Storage::full && count == Slice::chunk &&
-      reinterpret_cast<std::uintptr_t>(static_cast<const float*>(row.values) + c) % alignof(Floats) == 0) {
-    const auto* from = reinterpret_cast<const Floats*>(static_cast<const float*>(row.values) + c);
-    const Floats low = from[0], high = from[1];
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) {
-      x[i] = low.values[i];
-      x[4 + i] = high.values[i];
-    }
-  } else if (row.storage == Storage::int8 && count == Slice::chunk &&
-             reinterpret_cast<std::uintptr_t>(static_cast<const std::int8_t*>(row.values) + c) % alignof(Bytes) == 0) {
-    const Bytes bytes = *reinterpret_cast<const Bytes*>(static_cast<const std::int8_t*>(row.values) + c);
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < Slice::chunk; ++i) x[i] = row.scale * static_cast<float>(bytes.values[i]);
-  } else {
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < Slice::chunk; ++i) x[i] = i < count ? row[c + i] : 0.0f;
-  }
-  SliceChunk out;
-  LACONIC_UNROLL_DEVICE
-  for (int i = 0; i < 4; ++i) out.pairs[i] = two_bf16(x[2 * i], x[2 * i + 1]);
-  return out;
-}
+  Kind kind;         ///< how they are read
+  Floats low, high;  ///< of floats
+  Bytes bytes;       ///< of bytes
+  float scale;       ///< the scale of bytes
 
-/// Begins to load a slice: values `column` to `column` + 63 of its 64 rows, of which each has `values`; zeros beyond
-/// them. row(r) returns row r, with null for the values of one that is not there. Rows of Bf16 are copied while the
-/// kernel goes on, others are rounded on the way. The slice is there after the `wait_for_copies` of the group of
-/// copies.
-template <int threads, class Row>
-LACONIC_DEVICE void load_slice(Block& block, Bf16* slice, Index column, Index values, const Row& row) {
-  block.each_unordered([&](int t) {
-    constexpr int at_once = threads / Slice::chunks, passes = Slice::rows / at_once;
-    static_assert(at_once % 8 == 0 && Slice::rows % at_once == 0);
-    const int chunk = t & (Slice::chunks - 1);
-    const Index c = column + chunk * Slice::chunk, left = values - c;
-    const int count = left < 0 ? 0 : left < Slice::chunk ? static_cast<int>(left) : Slice::chunk;
-    SliceChunk chunks[std::size_t{passes}];
-    bool copied[std::size_t{passes}];
+  /// Returns the floats at an address that is a multiple of 16.
+  LACONIC_DEVICE static StoredChunk of_floats(const void* aligned) {
+    const auto* from = static_cast<const Floats*>(aligned);
+    StoredChunk out;
+    out.kind = Kind::floats;
+    out.low = from[0];
+    out.high = from[1];
+    return out;
+  }
+  /// Rounds floats or bytes.
+  LACONIC_DEVICE SliceChunk rounded() const {
+    float x[Slice::chunk];
     LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < passes; ++i) {
-      const int r = t / Slice::chunks + i * at_once;
-      const StoredRow<float> from = row(r);
-      const auto* bf16 = static_cast<const Bf16*>(from.values) + c;
-      copied[i] = from.values != nullptr && from.storage == Storage::bf16 && count == Slice::chunk &&
-                  reinterpret_cast<std::uintptr_t>(bf16) % 16 == 0;
-      if (copied[i])
-        block.copy(slice + Slice::at(r, chunk), bf16, 16);
-      else if (from.values != nullptr && count > 0)
-        chunks[i] = chunk_of(from, c, count);
-      else
-        chunks[i] = {};
-    }
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < passes; ++i)
-      if (!copied[i])
-        *reinterpret_cast<SliceChunk*>(slice + Slice::at(t / Slice::chunks + i * at_once, chunk)) = chunks[i];
-  });
-}
+    for (int i = 0; i < Slice::chunk; ++i)
+      x[i] = kind == Kind::bytes ? scale * static_cast<float>(bytes.values[i]) : (i < 4 ? low : high).values[i % 4];
+    return SliceChunk::of(x);
+  }
+};
 
 /// Refers to rows that tensor cores multiply: those of a cache and new ones (see CachedRowsView), or those of a table.
 struct AttendRows {
@@ -116,20 +85,115 @@ struct AttendRows {
   StoredRows<float> stored{};         ///< the rows of the cache
   Index capacity = 0;                 ///< rows of a slot of the cache
   Index head_stride = 0;              ///< values of a row from one head to the next
+};
 
-  /// Returns where the rows of sequence n are.
-  LACONIC_DEVICE CachedRing ring(Index n) const {
-    if (rings != nullptr) return rings[n];
-    return {0, 0, 0, offsets == nullptr ? 0 : offsets[n]};
+/// Refers to the rows of one head of one sequence.
+class SequenceRows {
+ public:
+  /// Refers to no rows.
+  SequenceRows() = default;
+  /// Refers to the first `count` rows of a sequence, of which the head has `width` values each.
+  LACONIC_DEVICE SequenceRows(const AttendRows& rows, Index sequence, Index head, Index count, Index width)
+      : count_(static_cast<int>(count)), width_(static_cast<int>(width)) {
+    Index first = rows.offsets == nullptr ? 0 : rows.offsets[sequence];
+    if (rows.rings != nullptr) {
+      const CachedRing ring = rows.rings[sequence];
+      first = ring.first;
+      cached_ = static_cast<int>(ring.count);
+      begin_ = static_cast<int>(ring.begin);
+      capacity_ = static_cast<int>(rows.capacity);
+      stored_ = Part(rows.stored, ring.slot, head * rows.head_stride);
+      scales_ = stored_.storage == Storage::int8 ? rows.stored.scales + ring.slot : nullptr;
+    }
+    fresh_ = Part(rows.fresh, first, head * rows.head_stride);
   }
-  /// Returns row i of a sequence, from the first value of a head on.
-  LACONIC_DEVICE StoredRow<float> row(const CachedRing& ring, Index i, Index head) const {
-    StoredRow<float> out =
-        i < ring.count ? stored.row(ring.place(i, capacity)) : fresh.row(ring.first + i - ring.count);
-    const Index bytes_each = out.storage == Storage::full ? 4 : out.storage == Storage::bf16 ? 2 : 1;
-    out.values = static_cast<const std::byte*>(out.values) + head * head_stride * bytes_each;
+
+  /// Begins to load a slice: values from `column` on of the 64 rows from `first` on, zeros for what is not there. Rows
+  /// of Bf16 are copied while the kernel goes on, others are rounded on the way. All is there after the
+  /// `wait_for_copies` of the group of these copies.
+  template <int threads>
+  LACONIC_DEVICE void load(Block& block, int first, int column, Bf16* slice) const {
+    block.each_unordered([&](int t) {
+      constexpr int at_once = threads / Slice::chunks, passes = Slice::rows / at_once;
+      static_assert(at_once % 8 == 0 && Slice::rows % at_once == 0);
+      const int chunk = t & (Slice::chunks - 1), c = column + chunk * Slice::chunk, left = width_ - c;
+      const int count = left < Slice::chunk ? left : Slice::chunk;
+      Bf16* const to = slice + Slice::at(t / Slice::chunks, chunk);  // at_once rows have the same place in their rows
+      StoredChunk chunks[std::size_t{passes}];
+      LACONIC_UNROLL_DEVICE
+      for (int i = 0; i < passes; ++i) {
+        const int r = first + t / Slice::chunks + i * at_once;
+        chunks[i] = begin_chunk(block, r, c, r < 0 || r >= count_ ? 0 : count, to + i * at_once * Slice::width);
+      }
+      LACONIC_UNROLL_DEVICE
+      for (int i = 0; i < passes; ++i)
+        end_chunk(chunks[i], first + t / Slice::chunks + i * at_once, c, count, to + i * at_once * Slice::width);
+    });
+  }
+
+ private:
+  /// Refers to rows that are stored alike.
+  struct Part {
+    const std::byte* values = nullptr;  ///< value 0 of row 0
+    int row_bytes = 0;                  ///< bytes from a row to the next
+    Storage storage = Storage::full;    ///< how they are stored
+
+    Part() = default;
+    LACONIC_DEVICE Part(const StoredRows<float>& rows, Index first, Index column)
+        : values(rows.values + first * rows.value_bytes() +
+                 column * (rows.storage == Storage::full   ? Index{sizeof(float)}
+                           : rows.storage == Storage::bf16 ? Index{sizeof(Bf16)}
+                                                           : Index{1})),
+          row_bytes(static_cast<int>(rows.value_bytes())),
+          storage(rows.storage) {}
+  };
+
+  /// Returns row r, from the first value of the head on.
+  LACONIC_DEVICE StoredRow<float> row(int r) const {
+    if (r >= cached_)
+      return {fresh_.storage, fresh_.values + static_cast<std::ptrdiff_t>(r - cached_) * fresh_.row_bytes, 1.0f};
+    const int place = begin_ + r >= capacity_ ? begin_ + r - capacity_ : begin_ + r;
+    return {stored_.storage, stored_.values + static_cast<std::ptrdiff_t>(place) * stored_.row_bytes,
+            stored_.storage == Storage::int8 ? scales_[place] : 1.0f};
+  }
+  /// Begins to load `count` values of row r from value c on.
+  LACONIC_DEVICE StoredChunk begin_chunk(Block& block, int r, int c, int count, Bf16* to) const {
+    using Kind = StoredChunk::Kind;
+    StoredChunk out;
+    out.kind = Kind::none;
+    if (count <= 0) return out;
+    const StoredRow<float> from = row(r);
+    const auto* bytes = static_cast<const std::byte*>(from.values);
+    bytes += from.storage == Storage::full ? 4 * c : from.storage == Storage::bf16 ? 2 * c : c;
+    const auto address = reinterpret_cast<std::uintptr_t>(bytes);
+    out.kind = Kind::single;
+    if (count < Slice::chunk || address % (from.storage == Storage::int8 ? 8 : 16) != 0) return out;
+    if (from.storage == Storage::bf16) {
+      block.copy(to, bytes, 16);
+      out.kind = Kind::copied;
+    } else if (from.storage == Storage::full) {
+      out = StoredChunk::of_floats(bytes);
+    } else {
+      out.kind = Kind::bytes;
+      out.bytes = *reinterpret_cast<const StoredChunk::Bytes*>(bytes);
+      out.scale = from.scale;
+    }
     return out;
   }
+  /// Writes what is not copied.
+  LACONIC_DEVICE void end_chunk(const StoredChunk& chunk, int r, int c, int count, Bf16* to) const {
+    using Kind = StoredChunk::Kind;
+    if (chunk.kind == Kind::none) *reinterpret_cast<SliceChunk*>(to) = {};
+    if (chunk.kind == Kind::floats || chunk.kind == Kind::bytes) *reinterpret_cast<SliceChunk*>(to) = chunk.rounded();
+    if (chunk.kind != Kind::single) return;
+    const StoredRow<float> from = row(r);
+    for (int i = 0; i < Slice::chunk; ++i) to[i] = i < count ? to_bf16(from[c + i]) : Bf16{0};
+  }
+
+  Part fresh_{}, stored_{};
+  const float* scales_ = nullptr;
+  int cached_ = 0, begin_ = 0, capacity_ = 0;  ///< of the ring
+  int count_ = 0, width_ = 0;
 };
 
 /// Rounds the heads of rows x (rows, heads * width) to Bf16, each with zeros up to a width `padded` that is a multiple
@@ -142,9 +206,17 @@ struct RoundHeads {
   /// Returns the width of a head of the result.
   static constexpr Index padded_width(Index width) { return pieces(width, Slice::chunk) * Slice::chunk; }
   LACONIC_DEVICE void operator()(Index i) const {
-    const Index chunks = padded / Slice::chunk, head = i / chunks, c = i % chunks * Slice::chunk, left = width - c;
-    const int count = left < Slice::chunk ? static_cast<int>(left) : Slice::chunk;
-    reinterpret_cast<SliceChunk*>(to)[i] = chunk_of({Storage::full, x + head * width, 1.0f}, c, count);
+    const Index chunks = padded / Slice::chunk, head = i / chunks, c = i % chunks * Slice::chunk;
+    const float* from = x + head * width + c;
+    auto* const chunk = reinterpret_cast<SliceChunk*>(to) + i;
+    if (c + Slice::chunk <= width && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
+      *chunk = StoredChunk::of_floats(from).rounded();
+      return;
+    }
+    float values[Slice::chunk];
+    LACONIC_UNROLL_DEVICE
+    for (int j = 0; j < Slice::chunk; ++j) values[j] = c + j < width ? from[j] : 0.0f;
+    *chunk = SliceChunk::of(values);
   }
 };
 
