@@ -7,7 +7,7 @@ using namespace laconic;
 
 namespace {
 
-constexpr double close = 1e-2;
+constexpr double tolerance = 1e-2;
 
 /// Says what one attention is computed of.
 struct Case {
@@ -21,8 +21,8 @@ struct Case {
 
 std::string name_of(const Case& c) {
   return text("heads ", c.heads, "/", c.kv_heads, ", widths ", c.key_width, ", ", c.value_width, ", ", c.position_width,
-              ", chunk ", c.mask.chunk, ", left ", c.mask.left_context, ", queries ", c.queries[0], ", keys ", c.keys[0],
-              " of ", c.keys.size(), " sequences");
+              ", chunk ", c.mask.chunk, ", left ", c.mask.left_context, ", queries ", c.queries[0], ", keys ",
+              c.keys[0], " of ", c.keys.size(), " sequences");
 }
 
 /// Holds the operands of a case.
@@ -31,8 +31,7 @@ struct Operands {
   Parameter<float> u, w;
   Sequences queries, keys;
 
-  explicit Operands(const Case& c)
-      : queries(std::span<const Index>(c.queries)), keys(std::span<const Index>(c.keys)) {
+  explicit Operands(const Case& c) : queries(std::span<const Index>(c.queries)), keys(std::span<const Index>(c.keys)) {
     q = random_matrix<float>(queries.rows(), c.heads * c.key_width, 1);
     k = random_matrix<float>(keys.rows(), c.kv_heads * c.key_width, 2);
     v = random_matrix<float>(keys.rows(), c.kv_heads * c.value_width, 3);
@@ -90,8 +89,8 @@ void check(const Case& c, double dropout = -1) {
   Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
   Cpu<double> cpu;
   const auto got = attend(cuda, c, o, dropout), expected = attend(cpu, c, o, dropout);
-  CHECK(error(got.first, expected.first) < close);
-  if (dropout >= 0) CHECK(error(got.second, expected.second) < close);
+  CHECK(error(got.first, expected.first) < tolerance);
+  if (dropout >= 0) CHECK(error(got.second, expected.second) < tolerance);
 #ifdef LACONIC_CUDA_EMULATED
   cuda::emulated_order() = cuda::Order::backward;
   CHECK(attend(cuda, c, o, dropout).first == got.first);
@@ -140,4 +139,94 @@ TEST_CASE("attention on tensor cores is the formula for every length and mask", 
 TEST_CASE("attention on tensor cores is the formula for every group of heads", "[cuda]") {
   for (const Index group : {1, 2, 16})
     for (const Index queries : {1, 5, 20}) check({2 * group, 2, 24, 16, 0, masks[3], {queries, 1}, {queries + 90, 5}});
+}
+
+TEST_CASE("attention on tensor cores is the formula for keys in splits", "[cuda]") {
+  for (const Index group : {1, 4})
+    for (const Index position_width : {0, 16})
+      check({2 * group, 2, 16, 24, position_width, {}, {1, 6, 17}, {580, 513, 20}});
+  check({4, 1, 24, 8, 0, Mask::chunked(3, 200), {9, 30}, {1100, 600}});
+}
+
+TEST_CASE("attention on tensor cores is the formula for long sequences", "[cuda]") {
+  check({1, 1, 64, 64, 64, {}, {260, 70}, {260, 70}});
+  check({2, 1, 96, 96, 0, Mask::causal(), {130, 65}, {200, 65}});
+}
+
+TEST_CASE("attention on tensor cores drops weights and gives logsumexp", "[cuda]") {
+  for (const double dropout : {0.0, 0.3})
+    for (const Mask& mask : masks)
+      for (const Index position_width : {0, 16}) check({2, 1, 16, 24, position_width, mask, {70, 3}, {80, 5}}, dropout);
+  check({2, 1, 16, 24, 0, {}, {9, 3}, {900, 5}}, 0.0);
+}
+
+TEST_CASE("attention on tensor cores reads caches in place", "[cuda]") {
+  struct Shape {
+    Index heads, kv_heads, key_width, value_width;
+    bool one_memory;  ///< the values are the keys
+  };
+  for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
+    for (const Shape& shape : {Shape{2, 2, 24, 16, false}, Shape{4, 2, 13, 5, false}, Shape{16, 1, 136, 136, true},
+                               Shape{2, 1, 64, 64, true}, Shape{20, 1, 72, 72, true}}) {
+      INFO(to_name(storage) << ", widths " << shape.key_width << ", " << shape.value_width);
+      Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
+      Cpu<double> cpu;
+      const std::array<Index, 3> all_slots{0, 1, 2};
+      const auto run = [&](auto& backend, const Index* only) {
+        using T = typename std::remove_reference_t<decltype(backend)>::Scalar;
+        const Index key_cols = shape.kv_heads * shape.key_width, value_cols = shape.kv_heads * shape.value_width;
+        auto keys = backend.make_cache(3, 90, key_cols, storage),
+             values = backend.make_cache(3, 90, value_cols, storage);
+        std::vector<Matrix<double>> results;
+        for (std::uint64_t round = 0; round < 3; ++round) {  // the ring of slot 0 goes round
+          const std::vector<Index> lengths = round == 0   ? std::vector<Index>{80, 30, 0}
+                                             : round == 1 ? std::vector<Index>{25, 1, 2}
+                                                          : std::vector<Index>{3, 40, 1};
+          const Sequences every{std::span<const Index>(lengths)};
+          const auto tensor = [&](Index cols, std::uint64_t seed) {
+            const Matrix<float> m = random_matrix<float>(every.rows(), cols, seed + 10 * round);
+            const Matrix<float> part = only == nullptr ? m : m.middleRows(every.begin(*only), every.length(*only));
+            return backend.input(Matrix<T>(part.template cast<T>()));
+          };
+          const std::vector<Index> one = only == nullptr ? lengths : std::vector<Index>{every.length(*only)};
+          const Sequences rows{std::span<const Index>(one)};
+          const std::span<const Index> slots =
+              only == nullptr ? std::span<const Index>(all_slots) : std::span<const Index>(only, 1);
+          const auto q = tensor(shape.heads * shape.key_width, 1), k = tensor(key_cols, 2),
+                     v = tensor(value_cols, shape.one_memory ? 2 : 3);
+          const auto in_keys = backend.with_cached(keys, slots, k, rows);
+          const auto in_values = shape.one_memory ? in_keys : backend.with_cached(values, slots, v, rows);
+          const Sequences all = backend.cached_lengths(in_keys, rows);
+          const AttendShape of{shape.heads, shape.kv_heads, 1 / std::sqrt(static_cast<double>(shape.key_width)),
+                               Mask::chunked(4, 70)};
+          const Matrix<T> out = backend.output(backend.attend(q, in_keys, in_values, of, rows, all));
+          results.push_back(out.template cast<double>());
+          backend.append(keys, slots, k, rows);
+          backend.append(values, slots, v, rows);
+        }
+        return results;
+      };
+      const auto got = run(cuda, nullptr), expected = run(cpu, nullptr);
+      for (std::size_t i = 0; i < got.size(); ++i) CHECK(error(got[i], expected[i]) < tolerance);
+      const Index alone = 1;
+      const auto of_one = run(cuda, &alone);
+      CHECK(of_one[0] == got[0].middleRows(80, 30));
+      CHECK(of_one[1] == got[1].middleRows(25, 1));
+      CHECK(of_one[2] == got[2].middleRows(3, 40));
+    }
+}
+
+TEST_CASE("attention on tensor cores gives rows of a stream the bits of the whole pass", "[cuda]") {
+  const Case c{2, 2, 24, 16, 0, Mask::causal(), {150}, {150}};
+  const Operands o(c);
+  Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
+  const Matrix<double> whole = attend(cuda, c, o).first;
+  for (const auto& [first, count] : std::vector<std::pair<Index, Index>>{{0, 1}, {70, 1}, {100, 17}, {63, 2}}) {
+    const Case part{2, 2, 24, 16, 0, Mask::causal(), {count}, {first + count}};
+    Operands rows(part);
+    rows.q = o.q.middleRows(first, count);
+    rows.k = o.k.topRows(first + count);
+    rows.v = o.v.topRows(first + count);
+    CHECK(attend(cuda, part, rows).first == whole.middleRows(first, count));
+  }
 }

@@ -6,6 +6,7 @@
 #include <laconic/backend/cuda/row_cache.hpp>
 
 #include <cstddef>
+#include <limits>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -17,7 +18,7 @@ class TensorAttention {
   explicit TensorAttention(CudaCore<float>& core) : core_(core) {}
 
   /// Computes attention with `AttendTensor`, whose keys, values and table are set here. Returns false, and computes
-  /// nothing, if heads are too wide for shared memory.
+  /// nothing, if heads are too wide for shared memory or there are too many rows.
   template <class Rows>
   bool attend(cuda::AttendTensorOperands of, const Rows& k, const Rows& v, const Sequences& q_sequences,
               const Sequences& kv_sequences) {
@@ -28,6 +29,9 @@ class TensorAttention {
         is_same(k, v) && in.value_width <= in.key_width && (in.num_kv_heads == 1 || in.value_width == in.key_width);
     if (in.p != nullptr)
       of.p = as_stored(cuda::WholeRows<float>{in.p, in.num_heads * in.position_width, nullptr}, in.position_width);
+    constexpr Index most = std::numeric_limits<int>::max();  // the kernel numbers rows in 32 bits
+    if (q_sequences.rows() * in.num_heads > most || kv_sequences.max_length() > most || 2 * in.span > most)
+      return false;
     const Index rows = q_sequences.max_length() * of.group;
     const bool by_rows = rows > cuda::AttendTensor<1, 1>::rows;
     Buffer rounded[3];

@@ -5,6 +5,7 @@
 #include <laconic/backend/cuda/row_cache.hpp>
 #include <laconic/backend/cuda/tensor_cores.hpp>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -26,6 +27,9 @@ struct Slice {
       size = rows * width;         ///< values of a slice
   /// Returns where a chunk of a row begins.
   static constexpr int at(int row, int chunk_of_row) { return row * width + (chunk_of_row ^ (row & 7)) * chunk; }
+  /// Returns where a chunk of the same row begins, `pairs` times two chunks after the chunk at `place`, whose number
+  /// has zeros where that of `pairs` has ones, but for the last bit.
+  static constexpr int after(int place, int pairs) { return place ^ pairs * 2 * chunk; }
   /// Returns the slices of a row of so many values.
   static constexpr int count(Index values) { return static_cast<int>(pieces(values, width)); }
 };
@@ -45,34 +49,46 @@ struct alignas(16) SliceChunk {
 
 /// Holds 8 values as they are in memory, so that several loads can be under way before the first value is used.
 struct StoredChunk {
-  /// Says how the values are read.
-  enum class Kind { none, copied, floats, bytes, single };
-  struct alignas(16) Floats {
-    float values[4];
-  };
-  struct alignas(8) Bytes {
-    std::int8_t values[8];
-  };
-  Kind kind;         ///< how they are read
-  Floats low, high;  ///< of floats
-  Bytes bytes;       ///< of bytes
-  float scale;       ///< the scale of bytes
+  /// Says what the values are: all zero, copied while the kernel goes on, 8 floats, 8 bytes, or not loaded.
+  enum class Kind { none, copied, floats, bytes, not_loaded };
+  Kind kind;      ///< what the values are
+  float bits[8];  ///< the floats, or the 8 bytes in the first two and then their scale
 
-  /// Returns the floats at an address that is a multiple of 16.
-  LACONIC_DEVICE static StoredChunk of_floats(const void* aligned) {
-    const auto* from = static_cast<const Floats*>(aligned);
-    StoredChunk out;
-    out.kind = Kind::floats;
-    out.low = from[0];
-    out.high = from[1];
-    return out;
+  /// Loads floats from an address that is a multiple of 16.
+  LACONIC_DEVICE void load_floats(const void* aligned) {
+    struct alignas(16) Four {
+      float values[4];
+    };
+    const auto* from = static_cast<const Four*>(aligned);
+    const Four low = from[0], high = from[1];
+    LACONIC_UNROLL_DEVICE
+    for (int i = 0; i < 4; ++i) {
+      bits[i] = low.values[i];
+      bits[4 + i] = high.values[i];
+    }
+    kind = Kind::floats;
   }
-  /// Rounds floats or bytes.
-  LACONIC_DEVICE SliceChunk rounded() const {
+  /// Loads bytes from an address that is a multiple of 8.
+  LACONIC_DEVICE void load_bytes(const void* aligned, float scale) {
+    struct alignas(8) Two {
+      float values[2];
+    };
+    const Two two = *static_cast<const Two*>(aligned);
+    bits[0] = two.values[0];
+    bits[1] = two.values[1];
+    bits[2] = scale;
+    kind = Kind::bytes;
+  }
+  /// Rounds floats.
+  LACONIC_DEVICE SliceChunk rounded_floats() const { return SliceChunk::of(bits); }
+  /// Rounds bytes times their scale.
+  LACONIC_DEVICE SliceChunk rounded_bytes() const {
     float x[Slice::chunk];
     LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < Slice::chunk; ++i)
-      x[i] = kind == Kind::bytes ? scale * static_cast<float>(bytes.values[i]) : (i < 4 ? low : high).values[i % 4];
+    for (int i = 0; i < Slice::chunk; ++i) {
+      const auto byte = static_cast<std::int8_t>(std::bit_cast<std::uint32_t>(bits[i / 4]) >> i % 4 * 8);
+      x[i] = bits[2] * static_cast<float>(byte);
+    }
     return SliceChunk::of(x);
   }
 };
@@ -116,18 +132,19 @@ class SequenceRows {
     block.each_unordered([&](int t) {
       constexpr int at_once = threads / Slice::chunks, passes = Slice::rows / at_once;
       static_assert(at_once % 8 == 0 && Slice::rows % at_once == 0);
-      const int chunk = t & (Slice::chunks - 1), c = column + chunk * Slice::chunk, left = width_ - c;
+      const int row_of_thread = t >> 3, chunk = t & (Slice::chunks - 1), c = column + chunk * Slice::chunk,
+                left = width_ - c;
       const int count = left < Slice::chunk ? left : Slice::chunk;
-      Bf16* const to = slice + Slice::at(t / Slice::chunks, chunk);  // at_once rows have the same place in their rows
+      Bf16* const to = slice + Slice::at(row_of_thread, chunk);  // at_once rows have the same place in their rows
       StoredChunk chunks[std::size_t{passes}];
       LACONIC_UNROLL_DEVICE
       for (int i = 0; i < passes; ++i) {
-        const int r = first + t / Slice::chunks + i * at_once;
-        chunks[i] = begin_chunk(block, r, c, r < 0 || r >= count_ ? 0 : count, to + i * at_once * Slice::width);
+        const int r = first + row_of_thread + i * at_once;
+        begin_chunk(block, chunks[i], r, c, r < 0 || r >= count_ ? 0 : count, to + i * at_once * Slice::width);
       }
       LACONIC_UNROLL_DEVICE
       for (int i = 0; i < passes; ++i)
-        end_chunk(chunks[i], first + t / Slice::chunks + i * at_once, c, count, to + i * at_once * Slice::width);
+        end_chunk(chunks[i], first + row_of_thread + i * at_once, c, count, to + i * at_once * Slice::width);
     });
   }
 
@@ -157,37 +174,40 @@ class SequenceRows {
             stored_.storage == Storage::int8 ? scales_[place] : 1.0f};
   }
   /// Begins to load `count` values of row r from value c on.
-  LACONIC_DEVICE StoredChunk begin_chunk(Block& block, int r, int c, int count, Bf16* to) const {
+  LACONIC_DEVICE void begin_chunk(Block& block, StoredChunk& chunk, int r, int c, int count, Bf16* to) const {
     using Kind = StoredChunk::Kind;
-    StoredChunk out;
-    out.kind = Kind::none;
-    if (count <= 0) return out;
+    chunk.kind = Kind::none;
+    if (count <= 0) return;
     const StoredRow<float> from = row(r);
-    const auto* bytes = static_cast<const std::byte*>(from.values);
-    bytes += from.storage == Storage::full ? 4 * c : from.storage == Storage::bf16 ? 2 * c : c;
-    const auto address = reinterpret_cast<std::uintptr_t>(bytes);
-    out.kind = Kind::single;
-    if (count < Slice::chunk || address % (from.storage == Storage::int8 ? 8 : 16) != 0) return out;
+    const auto* values = static_cast<const std::byte*>(from.values);
+    values += from.storage == Storage::full ? 4 * c : from.storage == Storage::bf16 ? 2 * c : c;
+    chunk.kind = Kind::not_loaded;
+    if (count < Slice::chunk ||
+        reinterpret_cast<std::uintptr_t>(values) % (from.storage == Storage::int8 ? 8 : 16) != 0)
+      return;
     if (from.storage == Storage::bf16) {
-      block.copy(to, bytes, 16);
-      out.kind = Kind::copied;
+      block.copy(to, values, 16);
+      chunk.kind = Kind::copied;
     } else if (from.storage == Storage::full) {
-      out = StoredChunk::of_floats(bytes);
+      chunk.load_floats(values);
     } else {
-      out.kind = Kind::bytes;
-      out.bytes = *reinterpret_cast<const StoredChunk::Bytes*>(bytes);
-      out.scale = from.scale;
+      chunk.load_bytes(values, from.scale);
     }
-    return out;
   }
   /// Writes what is not copied.
   LACONIC_DEVICE void end_chunk(const StoredChunk& chunk, int r, int c, int count, Bf16* to) const {
     using Kind = StoredChunk::Kind;
-    if (chunk.kind == Kind::none) *reinterpret_cast<SliceChunk*>(to) = {};
-    if (chunk.kind == Kind::floats || chunk.kind == Kind::bytes) *reinterpret_cast<SliceChunk*>(to) = chunk.rounded();
-    if (chunk.kind != Kind::single) return;
-    const StoredRow<float> from = row(r);
-    for (int i = 0; i < Slice::chunk; ++i) to[i] = i < count ? to_bf16(from[c + i]) : Bf16{0};
+    if (chunk.kind == Kind::copied) return;
+    if (chunk.kind == Kind::floats) {
+      *reinterpret_cast<SliceChunk*>(to) = chunk.rounded_floats();
+    } else if (chunk.kind == Kind::bytes) {
+      *reinterpret_cast<SliceChunk*>(to) = chunk.rounded_bytes();
+    } else if (chunk.kind == Kind::none) {
+      *reinterpret_cast<SliceChunk*>(to) = {};
+    } else {
+      const StoredRow<float> from = row(r);
+      for (int i = 0; i < Slice::chunk; ++i) to[i] = i < count ? to_bf16(from[c + i]) : Bf16{0};
+    }
   }
 
   Part fresh_{}, stored_{};
@@ -210,7 +230,9 @@ struct RoundHeads {
     const float* from = x + head * width + c;
     auto* const chunk = reinterpret_cast<SliceChunk*>(to) + i;
     if (c + Slice::chunk <= width && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
-      *chunk = StoredChunk::of_floats(from).rounded();
+      StoredChunk floats;
+      floats.load_floats(from);
+      *chunk = floats.rounded_floats();
       return;
     }
     float values[Slice::chunk];

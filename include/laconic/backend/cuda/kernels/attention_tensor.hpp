@@ -33,8 +33,9 @@ template <int RowWarps, int ValueSlices>
 struct AttendTensor {
   using Warps = AttendWarps<RowWarps, ValueSlices>;
   static constexpr int threads = Warps::warps * warp_threads, rows = Warps::rows, keys = Warps::keys;
-  static constexpr int columns = ValueSlices * Slice::width;  ///< columns of the values of a block
-  static constexpr int ahead = 2;                             ///< steps from the load of a slice to its use
+  static constexpr int columns = ValueSlices * Slice::width;           ///< columns of the values of a block
+  static constexpr int ahead = 2;                                      ///< steps from the load of a slice to its use
+  static constexpr int at_once = ValueSlices * RowWarps <= 4 ? 3 : 2;  ///< blocks for which registers are enough
   static_assert(AttendSplits::keys % keys == 0);
 
   AttendTensorOperands of;
@@ -55,16 +56,17 @@ struct AttendTensor {
 
   LACONIC_DEVICE void operator()(Block& block) const {
     const AttendOperands<float>& in = of.in;
-    const Index split = block.x() % of.splits.per_sequence;
+    const int split = static_cast<int>(block.x() % of.splits.per_sequence);
     const TileSlot slot = tile_of(block.x() / of.splits.per_sequence, in.q_offsets, in.sequences, of.group, rows);
-    const Index n = slot.sequence, past = in.past(n), num_keys = in.keys(n), all_rows = in.queries(n) * of.group;
-    const Index num_splits = AttendSplits::count(all_rows, num_keys);
+    const int n = static_cast<int>(slot.sequence);
+    const Index past = in.past(n), num_keys = in.keys(n), all_rows = in.queries(n) * of.group;
+    const int num_splits = static_cast<int>(AttendSplits::count(all_rows, num_keys));
     if (slot.first >= all_rows || split >= num_splits) return;
     const int parts = in.value_width > columns ? static_cast<int>(pieces(in.value_width, columns)) : 1,
               head_block = static_cast<int>(block.y()) / parts,
               first_column = static_cast<int>(block.y()) % parts * columns, first_row = static_cast<int>(slot.first),
               group = static_cast<int>(of.group);
-    const Place place{n, head_block * of.group, first_row, group, static_cast<int>(in.queries(n))};
+    const Place place{n, head_block * group, first_row, group, static_cast<int>(in.queries(n))};
     const Steps steps(
         in, in.value_width - first_column < columns ? in.value_width - first_column : static_cast<Index>(columns));
 
@@ -78,7 +80,7 @@ struct AttendTensor {
       if (t == 1) sources[1] = SequenceRows(of.k, n, kv_head, num_keys, in.key_width);
       if (t == 2) sources[2] = SequenceRows(of.v, n, kv_head, num_keys, in.value_width);
     });
-    warps.set_queries([&](int r, Index& id, int& begin, int& end) {
+    warps.set_queries([&](int r, int& id, int& begin, int& end) {
       if (!place.exists(r)) return;
       const auto seen = in.mask.keys(place.query(r), past, num_keys);
       id = place.id(in, r);
@@ -95,7 +97,8 @@ struct AttendTensor {
     int begin = static_cast<int>(in.mask.keys(first_row / group, past, num_keys).begin),
         end = static_cast<int>(in.mask.keys(last_row / group, past, num_keys).end);
     if (num_splits > 1) {
-      const int first_key = static_cast<int>(split * AttendSplits::keys), after = first_key + AttendSplits::keys;
+      const int first_key = split * static_cast<int>(AttendSplits::keys),
+                after = first_key + static_cast<int>(AttendSplits::keys);
       begin = begin > first_key ? begin : first_key;
       end = end < after ? end : after;
     }
@@ -141,9 +144,10 @@ struct AttendTensor {
       now = steps.after(now, begin);
     }
 
-    warps.each_row([&](int r, Index id, float exponent, float sum, int part, const auto& each_value) {
-      const Index at = of.splits.at(n, split, head_block, slot.first + r);
-      float* const to = (num_splits > 1 ? of.partials.values + at * in.value_width : of.out + id * in.value_width);
+    warps.each_row([&](int r, int id, float exponent, float sum, int part, const auto& each_value) {
+      const Index at = of.splits.at(n, split, head_block, first_row + r);
+      float* const to = (num_splits > 1 ? of.partials.values + at * in.value_width
+                                        : of.out + static_cast<Index>(id) * in.value_width);
       const float factor = num_splits > 1 ? 1.0f : sum == 0 ? 0.0f : 1 / sum;
       const int width = static_cast<int>(in.value_width) - first_column;
       each_value([&](int c, float value) {
@@ -162,14 +166,14 @@ struct AttendTensor {
  private:
   /// Says which rows of queries a block has.
   struct Place {
-    Index sequence, head;           ///< the sequence, and the first head
+    int sequence, head;             ///< the sequence, and the first head
     int first_row, group, queries;  ///< the first row in the sequence, the heads of a query, the queries
 
     LACONIC_DEVICE int query(int r) const { return (first_row + r) / group; }
     LACONIC_DEVICE bool exists(int r) const { return query(r) < queries; }
-    LACONIC_DEVICE Index head_of(int r) const { return head + (first_row + r) % group; }
-    LACONIC_DEVICE Index id(const AttendOperands<float>& in, int r) const {
-      return (in.q_offsets[sequence] + query(r)) * in.num_heads + head_of(r);
+    LACONIC_DEVICE int head_of(int r) const { return head + (first_row + r) % group; }
+    LACONIC_DEVICE int id(const AttendOperands<float>& in, int r) const {
+      return static_cast<int>((in.q_offsets[sequence] + query(r)) * in.num_heads) + head_of(r);
     }
   };
   /// Names a step: slice `part` of those of a tile of keys.

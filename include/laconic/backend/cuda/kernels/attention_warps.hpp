@@ -76,12 +76,14 @@ class AttendWarps {
     block_.each_in_warps([&](int t) {
       constexpr int tiles = part_keys / 8 + 2;
       LACONIC_UNROLL_DEVICE
-      for (int tile = 0; tile < tiles; ++tile) {
+      for (int half = 0; half < 2; ++half) {
+        const int low = 15 - (row(t, half) & 15) - (t & 3) * 2, high = part_keys + low;
+        float* const to = scores_ + row(t, half) * score_stride + part(t) * part_keys - low;
         LACONIC_UNROLL_DEVICE
-        for (int i = 0; i < 4; ++i) {
-          const int c = 8 * tile + t % 4 * 2 + i % 2 - 15 + row(t, i / 2) % 16;
-          if ((tile >= 2 && tile < tiles - 2) || (c >= 0 && c < part_keys))
-            scores_[row(t, i / 2) * score_stride + part(t) * part_keys + c] = state_[t].scores[tile][i];
+        for (int i = 0; i < 2 * tiles; ++i) {
+          const int at = i / 2 * 8 + i % 2;
+          const bool is_within = at >= 15 && at < part_keys - 6;  // for every thread
+          if (is_within || (at >= low && at < high)) to[at] = state_[t].scores[i / 2][2 * half + i % 2];
         }
       }
     });
@@ -95,7 +97,7 @@ class AttendWarps {
     PerThread<float> best[2] = {PerThread<float>(block_), PerThread<float>(block_)};
     block_.each_unordered([&](int t) {
       LACONIC_UNROLL_DEVICE
-      for (int half = 0; half < 2; ++half) best[half][t] = largest_seen(state_[t], half, key, t % 4 * 2);
+      for (int half = 0; half < 2; ++half) best[half][t] = largest_seen(state_[t], half, key, (t & 3) * 2);
     });
     LACONIC_UNROLL_DEVICE
     for (int half = 0; half < 2; ++half)
@@ -127,7 +129,7 @@ class AttendWarps {
           sum += score;
         }
         me.sum[half] += sum;
-        if (in.drops && me.id[half] >= 0) drop(me, half, key + t % 4 * 2, in.dropout);
+        if (in.drops && me.id[half] >= 0) drop(me, half, key + (t & 3) * 2, in.dropout);
       }
     });
   }
@@ -156,12 +158,12 @@ class AttendWarps {
           for (int s = 0; s < ValueSlices; ++s) {
             LACONIC_UNROLL_DEVICE
             for (int i = 0; i < 2 * value_tiles; ++i)
-              put(s * Slice::width + (part(t) * value_tiles + i / 2) * 8 + t % 4 * 2 + i % 2,
+              put(s * Slice::width + (part(t) * value_tiles + i / 2) * 8 + (t & 3) * 2 + i % 2,
                   me.values[s][i / 2][2 * half + i % 2]);
           }
         };
         if (me.id[half] >= 0)
-          visit(row(t, half), me.id[half], me.exponent[half], sums[half][t], part(t) * 4 + t % 4, each_value);
+          visit(row(t, half), me.id[half], me.exponent[half], sums[half][t], part(t) * 4 + (t & 3), each_value);
       }
     });
   }
@@ -172,7 +174,7 @@ class AttendWarps {
 
   /// Holds the registers of a thread, which has rows lane / 4 and lane / 4 + 8 of its warp.
   struct State {
-    Index id[2];        ///< query ids; -1 beyond the last query
+    int id[2];          ///< query ids; -1 beyond the last query
     int begin[2];       ///< the first key that a query sees
     int end[2];         ///< the key after the last one that it sees
     float exponent[2];  ///< the weights are 2^(score - exponent)
@@ -186,9 +188,12 @@ class AttendWarps {
   };
 
   static constexpr Index score_count(bool relative) { return relative || parts > 1 ? rows * score_stride : 0; }
-  LACONIC_DEVICE static int row_warp(int t) { return t / warp_threads / parts; }
-  LACONIC_DEVICE static int part(int t) { return t / warp_threads % parts; }
-  LACONIC_DEVICE static int row(int t, int half) { return row_warp(t) * 16 + t % warp_threads / 4 + 8 * half; }
+  // A GPU does not know that a thread is not negative, so that bits are cheaper than quotients.
+  LACONIC_DEVICE static int lane_of(int t) { return t & (warp_threads - 1); }
+  LACONIC_DEVICE static int warp_of(int t) { return t >> 5 & (warps - 1); }
+  LACONIC_DEVICE static int row_warp(int t) { return warp_of(t) / parts; }
+  LACONIC_DEVICE static int part(int t) { return warp_of(t) % parts; }
+  LACONIC_DEVICE static int row(int t, int half) { return row_warp(t) * 16 + (lane_of(t) >> 2) + 8 * half; }
   template <class Fours>
   LACONIC_DEVICE static void clear(Fours& fours) {
     LACONIC_UNROLL_DEVICE
@@ -207,8 +212,8 @@ class AttendWarps {
       load_matrices(
           block_,
           [&](int t) {
-            const int lane = t % warp_threads;
-            return queries + Slice::at(row_warp(t) * 16 + lane % 16, 2 * d + lane / 16);
+            const int lane = lane_of(t);
+            return queries + Slice::after(Slice::at(row_warp(t) * 16 + (lane & 15), lane >> 4), d);
           },
           [&](int t) { return state_[t].a; });
       LACONIC_UNROLL_DEVICE
@@ -216,8 +221,8 @@ class AttendWarps {
         load_matrices(
             block_,
             [&](int t) {
-              const int lane = t % warp_threads;
-              return first(t, i) + Slice::at(lane % 8 + lane / 16 * 8, 2 * d + lane / 8 % 2);
+              const int lane = lane_of(t);
+              return first(t, i) + Slice::after(Slice::at((lane & 7) + (lane >> 4) * 8, (lane >> 3 & 1)), d);
             },
             [&](int t) { return state_[t].b; });
         LACONIC_UNROLL_DEVICE
@@ -243,8 +248,9 @@ class AttendWarps {
         load_transposed(
             block_,
             [&](int t) {
-              const int lane = t % warp_threads;
-              return slice + Slice::at(16 * d + lane % 16, part(t) * value_tiles + 2 * i + lane / 16);
+              const int lane = lane_of(t);
+              return slice + 16 * d * Slice::width +
+                     Slice::after(Slice::at((lane & 15), part(t) * value_tiles + (lane >> 4)), i);
             },
             [&](int t) { return state_[t].b; });
         LACONIC_UNROLL_DEVICE
@@ -268,7 +274,7 @@ class AttendWarps {
     block_.each_unordered([&](int t) { read_scores<keys / 8>(t, scores_); });
   }
   LACONIC_DEVICE static Pair* pair(int t, int half, float* scores) {
-    return reinterpret_cast<Pair*>(scores + row(t, half) * score_stride + t % 4 * 2);
+    return reinterpret_cast<Pair*>(scores + row(t, half) * score_stride + (t & 3) * 2);
   }
   template <int Tiles>
   LACONIC_DEVICE void read_scores(int t, float* from) {
