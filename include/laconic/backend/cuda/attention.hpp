@@ -8,9 +8,11 @@
 #include <laconic/backend/cuda/kernels/elementwise.hpp>
 #include <laconic/backend/cuda/kernels/linear_attention.hpp>
 #include <laconic/backend/cuda/row_cache.hpp>
+#include <laconic/backend/cuda/tensor_attention.hpp>
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 namespace laconic {
@@ -210,15 +212,22 @@ class CudaAttention {
       T* memory = static_cast<T*>(by.memory.data());
       by.partials = {memory, memory + places * in.value_width, memory + places * (in.value_width + 1)};
     }
-    // Tiles as high as their rows and shared memory allow; the height changes no bits.
-    const auto fits = [&](std::size_t bytes) { return bytes <= cuda::max_shared_bytes; };
-    const bool relative = in.p != nullptr;
-    if (rows > 32 && fits(cuda::Attend<T, 4, Rows>::bytes(by.columns, relative)))
-      launch_attend<4>(in, k, v, q_sequences, by, out, logsumexp);
-    else if (rows > 16 && fits(cuda::Attend<T, 2, Rows>::bytes(by.columns, relative)))
-      launch_attend<2>(in, k, v, q_sequences, by, out, logsumexp);
-    else
-      launch_attend<1>(in, k, v, q_sequences, by, out, logsumexp);
+    bool done = false;
+    if constexpr (std::is_same_v<T, float>)
+      if (core_.precision() == ProductPrecision::bf16)
+        done = TensorAttention(core_).attend({in, {}, {}, {}, out.data(), logsumexp, group, by.splits, by.partials}, k,
+                                             v, q_sequences, kv_sequences);
+    if (!done) {
+      // Tiles as high as their rows and shared memory allow; the height changes no bits.
+      const auto fits = [&](std::size_t bytes) { return bytes <= cuda::max_shared_bytes; };
+      const bool relative = in.p != nullptr;
+      if (rows > 32 && fits(cuda::Attend<T, 4, Rows>::bytes(by.columns, relative)))
+        launch_attend<4>(in, k, v, q_sequences, by, out, logsumexp);
+      else if (rows > 16 && fits(cuda::Attend<T, 2, Rows>::bytes(by.columns, relative)))
+        launch_attend<2>(in, k, v, q_sequences, by, out, logsumexp);
+      else
+        launch_attend<1>(in, k, v, q_sequences, by, out, logsumexp);
+    }
     if (splits > 1)
       launch(core_.stream(), "attend: merge", {in.sequences * by.splits.head_blocks * by.splits.rows},
              cuda::MergeSplits<T>{in, out.data(), logsumexp, group, by.splits, by.partials});

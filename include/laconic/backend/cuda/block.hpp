@@ -13,7 +13,8 @@
 #endif
 
 // How a kernel of the CUDA backend is written. A kernel is a struct of pointers and sizes, with the number of threads
-// of a block, `static constexpr int threads`, and a call operator that computes one block:
+// of a block, `static constexpr int threads`, and a call operator that computes one block (and, where registers are
+// scarce, with `static constexpr int at_once`, the blocks that a multiprocessor runs at once):
 //
 //   template <class T>
 //   struct RowSums {                                                  // one block a row
@@ -195,6 +196,12 @@ class Block {
   void each_unordered(F&& f) {
     each(f);
   }
+  /// Calls f(thread) for every thread of the block, then waits for those of its warp: what one thread writes to memory,
+  /// only threads of its warp may read before the next barrier.
+  template <class F>
+  void each_in_warps(F&& f) {
+    each(f);
+  }
   /// Calls f() for one thread of the block, then waits for all.
   template <class F>
   void one(F&& f) {
@@ -328,6 +335,13 @@ class Block {
   LACONIC_DEVICE void each_unordered(F&& f) {
     f(static_cast<int>(threadIdx.x));
   }
+  /// Calls f(thread) for every thread of the block, then waits for those of its warp: what one thread writes to memory,
+  /// only threads of its warp may read before the next barrier.
+  template <class F>
+  LACONIC_DEVICE void each_in_warps(F&& f) {
+    f(static_cast<int>(threadIdx.x));
+    __syncwarp();
+  }
   /// Begins to copy 16 bytes of the device's memory to shared memory: `bytes` of them, then zeros. Both addresses are
   /// multiples of 16. Called within `each`. The bytes are there after the `wait_for_copies` of their group.
   LACONIC_DEVICE void copy(void* to, const void* from, int bytes) {
@@ -396,8 +410,16 @@ class Block {
   std::size_t shared_used_ = 0;
 };
 
+/// Returns the blocks of a kernel that a multiprocessor is to run at once, which limits their registers: its `at_once`
+/// if it has one; 0 leaves that to the compiler.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run(const __grid_constant__ Kernel kernel) {
+constexpr int blocks_at_once() {
+  if constexpr (requires { Kernel::at_once; }) return Kernel::at_once;
+  return 0;
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>()) run(const __grid_constant__ Kernel kernel) {
   Block block;
   kernel(block);
 }
