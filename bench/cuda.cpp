@@ -13,11 +13,13 @@
 // through memory.
 #include <laconic/backend/cuda.hpp>
 #include <laconic/laconic.hpp>
+#include <laconic/model/stream.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 
 #include <benchmark/benchmark.h>
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -167,12 +169,39 @@ void add_models() {
   });
 }
 
+/// A push of one chunk of 160 ms to each of so many streams, of an encoder of 12 layers of 256, until its logits are
+/// there.
+void add_streams() {
+  const EncoderConfig config{.d_model = 256,
+                             .num_layers = 12,
+                             .vocab_size = 29,
+                             .num_heads = 4,
+                             .convolution = ConvolutionContext::causal,
+                             .chunk = 4,
+                             .left_context = 64};
+  using Model = Conformer<Mha<dyn>>;
+  for (const Index count : {1, 16, 64, 128})
+    add(text("push/256x12/", count, "_streams"), 0, 0, [=](Gpu& gpu) {
+      const auto model = on(gpu, Model(config, Seed(1)));
+      const auto streams = std::make_shared<Streams<Model, Gpu>>(*model, StreamConfig{.capacity = count});
+      std::vector<Index> ids;
+      for (Index n = 0; n < count; ++n) ids.push_back(streams->open());
+      const std::vector<Index> lengths(ids.size(), streams->chunk_rows());
+      const auto push = [=, blocks = Sequences(lengths), x = noise(count * streams->chunk_rows(), 80)] {
+        const auto logits = streams->push(ids, x, blocks);
+        streams->context().stream().wait();
+      };
+      for (int i = 0; i < 32; ++i) push();  // until the caches are full
+      return [push, model] { push(); };
+    });
+}
+
 void measure_roofs() {
   Gpu gpu;
   constexpr Index side = 4096, megs = 512;
   const Tensor from = gpu.fill(megs, 1 << 18, 1);
   Tensor to = gpu.make(megs, 1 << 18);
-  const auto copy = [&] { gpu.copy_rows(from, 0, megs, to, 0); };
+  const auto copy = [&] { gpu.copy_rows(from, to, std::array{RowRange{0, megs, 0}}); };
   copy();
   copy_roof = 2 * megabytes({from.size()}) / seconds_of(gpu, copy);
   Linear<float> layer(side, side, Seed(1));
@@ -199,5 +228,6 @@ int main(int argc, char** argv) {
   add_attention();
   add_others();
   add_models();
+  add_streams();
   benchmark::RunSpecifiedBenchmarks();
 }

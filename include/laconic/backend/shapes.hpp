@@ -26,6 +26,13 @@ inline namespace LACONIC_ABI {
 template <class T>
 class Parameter;
 
+/// Says which rows of a tensor go where in another one.
+struct RowRange {
+  Index from;   ///< the first row in the source
+  Index count;  ///< how many there are
+  Index to;     ///< the row of the target that gets the first one
+};
+
 /// Says which keys a query sees. Every mask of a speech model shows each query one contiguous range of keys, so a mask
 /// is two numbers.
 struct Mask {

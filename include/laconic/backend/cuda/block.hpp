@@ -1,11 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/stream.hpp>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #if !defined(__CUDACC__)
 #include <memory>
@@ -52,12 +55,8 @@ inline namespace LACONIC_ABI {
 namespace cuda {
 
 inline constexpr int warp_threads = 32;  ///< threads that a multiprocessor runs together
-
-/// Numbers the blocks of a launch: (x, y).
-struct Grid {
-  Index x;      ///< blocks along x, at most 2^31 - 1
-  Index y = 1;  ///< blocks along y, at most 65535
-};
+/// Gives the shared memory that a block may take on every GPU from compute capability 8.0 on.
+inline constexpr std::size_t max_shared_bytes = 99 * 1024;
 
 /// Returns how many pieces of `size` cover n.
 constexpr Index pieces(Index n, Index size) { return (n + size - 1) / size; }
@@ -272,11 +271,10 @@ PerThread<V>::PerThread(const Block& block)
 
 #if defined(LACONIC_CUDA_EMULATED)
 
-/// Runs a kernel for every block of a grid. `shared_bytes` is the shared memory that a block takes; `name` is for
-/// messages.
+/// Runs a kernel for every block of a grid.
 template <class Kernel>
-void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0) {
-  static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
+void run(const void* arguments, Grid grid, std::size_t shared_bytes) {
+  const Kernel& kernel = *static_cast<const Kernel*>(arguments);
   for (Index y = 0; y < grid.y; ++y)
     for (Index x = 0; x < grid.x; ++x) {
       Block block(x, y, Kernel::threads, shared_bytes);
@@ -287,11 +285,11 @@ void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::si
     }
 }
 
-#else
-
-/// Runs a kernel as nvcc compiled it into laconic::cuda.
+/// Returns the code of a kernel.
 template <class Kernel>
-void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0);
+KernelFunction function_of(const Stream&, const char*, std::size_t) {
+  return reinterpret_cast<KernelFunction>(static_cast<EmulatedKernel>(&run<Kernel>));
+}
 
 #endif
 
@@ -424,31 +422,49 @@ __global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>()) run
   kernel(block);
 }
 
+/// Returns the code of a kernel, which may then take so much shared memory. Throws `Error` if the device does not allow
+/// that.
+template <class Kernel>
+KernelFunction function_of(const Stream& stream, const char* name, std::size_t shared_bytes) {
+  constexpr std::size_t without_asking = 47 * 1024;  // and 1 KiB for reductions
+  if (shared_bytes > without_asking) {
+    static std::array<std::atomic<std::size_t>, 64> allowed{};  // on each device
+    const auto device = static_cast<std::size_t>(stream.device());
+    if (device >= allowed.size() || allowed[device].load(std::memory_order_relaxed) < shared_bytes) {
+      stream.queue().use();
+      cudaFuncAttributes kernel{};
+      check(cudaFuncGetAttributes(&kernel, run<Kernel>), "cudaFuncGetAttributes", " for ", name);
+      // As much as there is at once, so that no thread lowers what another has asked for.
+      const std::size_t bytes = std::max(shared_bytes, max_shared_bytes - kernel.sharedSizeBytes);
+      check(cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+            "cudaFuncSetAttribute", " for ", name, " with ", bytes, " bytes of shared memory");
+      if (device < allowed.size()) allowed[device].store(bytes, std::memory_order_relaxed);
+    }
+  }
+  return reinterpret_cast<KernelFunction>(&run<Kernel>);
+}
+
+#endif
+
 /// Runs a kernel for every block of a grid, in the order of the stream. `shared_bytes` is the shared memory that a
 /// block takes; `name` is for messages. Throws `Error` if the kernel cannot be started.
+#if defined(__CUDACC__) || defined(LACONIC_CUDA_EMULATED)
 // It is not inlined, so that laconic::cuda has it for who is not compiled by nvcc.
 template <class Kernel>
 [[gnu::noinline]] void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel,
                               std::size_t shared_bytes = 0) {
   static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
-  static_assert(sizeof(Kernel) <= 4096, "laconic: the arguments of a kernel are at most 4 KiB");
+  static_assert(std::is_trivially_copyable_v<Kernel> && alignof(Kernel) <= 16 && sizeof(Kernel) <= 4096,
+                "laconic: the arguments of a kernel are at most 4 KiB of plain values");
   if (grid.x == 0 || grid.y == 0) return;
   require(grid.x <= 0x7fffffff && grid.y <= 0xffff, "Cuda: ", name, " with (", grid.x, ", ", grid.y,
           ") blocks given, at most (2147483647, 65535) expected");
-  stream.use();
-  constexpr std::size_t without_asking = 47 * 1024;  // and 1 KiB for reductions
-  if (shared_bytes > without_asking)
-    check(
-        cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "cudaFuncSetAttribute", " for ", name, " with ", shared_bytes, " bytes of shared memory");
-  void* arguments[] = {const_cast<Kernel*>(&kernel)};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(&run<Kernel>),
-                         dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), dim3(Kernel::threads),
-                         arguments, shared_bytes, stream.handle()),
-        "cudaLaunchKernel", " for ", name, " with (", grid.x, ", ", grid.y, ") blocks of ", Kernel::threads,
-        " threads");
+  stream.launch(name, function_of<Kernel>(stream, name, shared_bytes), grid, Kernel::threads, shared_bytes, &kernel,
+                sizeof(Kernel));
 }
-
+#else
+template <class Kernel>
+void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0);
 #endif
 
 }  // namespace cuda

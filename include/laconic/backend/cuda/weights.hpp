@@ -2,7 +2,7 @@
 #pragma once
 
 #include <laconic/backend/checks/linear.hpp>
-#include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/device_array.hpp>
 #include <laconic/backend/cuda/kernels/stored_rows.hpp>
 #include <laconic/core/parameter.hpp>
 

@@ -18,8 +18,6 @@ template <class V>
 constexpr std::size_t shared_bytes(Index count) {
   return (static_cast<std::size_t>(count) * sizeof(V) + 15) / 16 * 16;
 }
-/// Gives the shared memory that a block may take on every GPU from compute capability 8.0 on.
-inline constexpr std::size_t max_shared_bytes = 99 * 1024;
 
 /// Says that element (r, c) of a tile reads row r of an operand.
 struct OfRow {
