@@ -8,8 +8,7 @@
 #include <cstdint>
 #include <numbers>
 
-// Functions of elements, each for one index in a thread of its own (`for_each`). Their call operators take the index of
-// an element of the result.
+// Functions of elements, for `for_each`. `at<N>(i)` computes N neighbours of the result, from element i on.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -69,88 +68,144 @@ LACONIC_DEVICE T activation_slope(Activation kind, T x) {
 /// Computes y[i] = activation(x[i]). x and y may be the same.
 template <class T>
 struct Activate {
+  static constexpr int together = vector_size<T>;
   Activation kind;
   const T* x;
   T* y;
-  LACONIC_DEVICE void operator()(Index i) const { y[i] = activate(kind, x[i]); }
+  bool in_vectors() const { return are_aligned<together>(x, y); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    map<N>(
+        y + i, [&](T a) { return activate(kind, a); }, x + i);
+  }
 };
 /// Computes dx[i] = dy[i] times the slope of the activation at x[i]. dy and dx may be the same.
 template <class T>
 struct ActivateBackward {
+  static constexpr int together = vector_size<T>;
   Activation kind;
   const T *dy, *x;
   T* dx;
-  LACONIC_DEVICE void operator()(Index i) const {
-    const T slope = activation_slope(kind, x[i]);
-    // A product would make NaN of an infinite derivative where ReLU is 0.
-    dx[i] = kind == Activation::relu && slope == T(0) ? T(0) : dy[i] * slope;
+  bool in_vectors() const { return are_aligned<together>(dy, x, dx); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    const auto one = [&](T d, T a) {
+      const T slope = activation_slope(kind, a);
+      // A product would make NaN of an infinite derivative where ReLU is 0.
+      return kind == Activation::relu && slope == T(0) ? T(0) : d * slope;
+    };
+    map<N>(dx + i, one, dy + i, x + i);
   }
 };
 
-/// Computes y = a sigmoid(b) (rows, cols) of x = [a, b] (rows, 2 * cols), one element of y.
+/// Computes y = a sigmoid(b) (rows, cols) of x = [a, b] (rows, 2 * cols).
 template <class T>
 struct Glu {
+  static constexpr int together = vector_size<T>;
   const T* x;
   T* y;
   Index cols;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const { return are_aligned<together>(x, y) && are_multiples<together>(cols); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const T* a = x + i / cols * 2 * cols + i % cols;
-    y[i] = a[0] * sigmoid(a[cols]);
+    map<N>(
+        y + i, [](T value, T gate) { return value * sigmoid(gate); }, a, a + cols);
   }
 };
-/// Computes both derivatives dx (rows, 2 * cols) of one element of dy (rows, cols).
+/// Computes both derivatives dx (rows, 2 * cols) of elements of dy (rows, cols).
 template <class T>
 struct GluBackward {
+  static constexpr int together = vector_size<T>;
   const T *dy, *x;
   T* dx;
   Index cols;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const { return are_aligned<together>(dy, x, dx) && are_multiples<together>(cols); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index at = i / cols * 2 * cols + i % cols;
-    const T s = sigmoid(x[at + cols]);
-    dx[at] = dy[i] * s;
-    dx[at + cols] = dy[i] * x[at] * s * (T(1) - s);
+    const Vector<T, N> d = load<N>(dy + i), a = load<N>(x + at), b = load<N>(x + at + cols);
+    Vector<T, N> da, db;
+    LACONIC_UNROLL_DEVICE
+    for (int k = 0; k < N; ++k) {
+      const T s = sigmoid(b[k]);
+      da[k] = d[k] * s;
+      db[k] = d[k] * a[k] * s * (T(1) - s);
+    }
+    store(dx + at, da);
+    store(dx + at + cols, db);
   }
 };
 
 /// Computes z[i] = x[i] + scale * y[i]. x and z may be the same.
 template <class T>
 struct Add {
+  static constexpr int together = vector_size<T>;
   const T *x, *y;
   T* z;
   T scale;
-  LACONIC_DEVICE void operator()(Index i) const { z[i] = x[i] + scale * y[i]; }
+  bool in_vectors() const { return are_aligned<together>(x, y, z); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    map<N>(
+        z + i, [&](T a, T b) { return a + scale * b; }, x + i, y + i);
+  }
 };
 /// Computes y (rows, cols) = x + row (cols). x and y may be the same.
 template <class T>
 struct AddRow {
+  static constexpr int together = vector_size<T>;
   const T *x, *row;
   T* y;
   Index cols;
-  LACONIC_DEVICE void operator()(Index i) const { y[i] = x[i] + row[i % cols]; }
+  bool in_vectors() const { return are_aligned<together>(x, row, y) && are_multiples<together>(cols); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    map<N>(
+        y + i, [](T a, T b) { return a + b; }, x + i, row + i % cols);
+  }
 };
 /// Computes z[i] = x[i] * y[i].
 template <class T>
 struct Multiply {
+  static constexpr int together = vector_size<T>;
   const T *x, *y;
   T* z;
-  LACONIC_DEVICE void operator()(Index i) const { z[i] = x[i] * y[i]; }
+  bool in_vectors() const { return are_aligned<together>(x, y, z); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    map<N>(
+        z + i, [](T a, T b) { return a * b; }, x + i, y + i);
+  }
 };
 /// Computes y[i] = factor * x[i]. x and y may be the same.
 template <class T>
 struct Scale {
+  static constexpr int together = vector_size<T>;
   const T* x;
   T* y;
   T factor;
-  LACONIC_DEVICE void operator()(Index i) const { y[i] = factor * x[i]; }
+  bool in_vectors() const { return are_aligned<together>(x, y); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    map<N>(
+        y + i, [&](T a) { return factor * a; }, x + i);
+  }
 };
 /// Applies a dropout mask. x and y may be the same.
 template <class T>
 struct Dropout {
+  static constexpr int together = vector_size<T>;
   DropoutMask mask;
   const T* x;
   T* y;
-  LACONIC_DEVICE void operator()(Index i) const {
-    y[i] = mask.keeps(static_cast<std::uint64_t>(i)) ? x[i] * static_cast<T>(mask.scale()) : T(0);
+  bool in_vectors() const { return are_aligned<together>(x, y); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    const T scale = static_cast<T>(mask.scale());
+    auto element = static_cast<std::uint64_t>(i);
+    map<N>(
+        y + i, [&](T a) { return mask.keeps(element++) ? a * scale : T(0); }, x + i);
   }
 };
 
@@ -158,71 +213,97 @@ struct Dropout {
 /// each row.
 template <class T>
 struct CopyColumns {
+  static constexpr int together = vector_size<T>;
   const T* x;
   T* y;
   Index from_cols, from, to_cols, to, count;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const {
+    return are_aligned<together>(x, y) && are_multiples<together>(from_cols, from, to_cols, to, count);
+  }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index r = i / count, c = i % count;
-    y[r * to_cols + to + c] = x[r * from_cols + from + c];
+    store(y + r * to_cols + to + c, load<N>(x + r * from_cols + from + c));
   }
 };
 
-/// Computes one element of [a_h, b_h] for all heads h: a (rows, heads * a_width), b (rows, heads * b_width) or, shared,
+/// Computes elements of [a_h, b_h] for all heads h: a (rows, heads * a_width), b (rows, heads * b_width) or, shared,
 /// (rows, b_width); y (rows, heads * (a_width + b_width)).
 template <class T>
 struct Concat {
+  static constexpr int together = vector_size<T>;
   const T *a, *b;
   T* y;
   Index heads, a_width, b_width;
   bool shared;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const { return are_aligned<together>(a, b, y) && are_multiples<together>(a_width, b_width); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index width = a_width + b_width, row = i / (heads * width), head = i / width % heads, c = i % width;
-    y[i] = c < a_width ? a[(row * heads + head) * a_width + c]
-                       : b[(shared ? row : row * heads + head) * b_width + c - a_width];
+    store(y + i, load<N>(c < a_width ? a + (row * heads + head) * a_width + c
+                                     : b + (shared ? row : row * heads + head) * b_width + c - a_width));
   }
 };
-/// Computes one element of da and db, one after the other, from dy (rows, heads * (a_width + b_width)). A shared b gets
+/// Computes elements of da and db, one after the other, from dy (rows, heads * (a_width + b_width)). A shared b gets
 /// the sum over heads.
 template <class T>
 struct ConcatBackward {
+  static constexpr int together = vector_size<T>;
   const T* dy;
   T *da, *db;
   Index a_size, heads, a_width, b_width;
   bool shared;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const { return are_aligned<together>(dy, da, db) && are_multiples<together>(a_width, b_width); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index width = a_width + b_width;
-    if (i < a_size) {
-      da[i] = dy[i / a_width * width + i % a_width];
-      return;
-    }
+    if (i < a_size) return store(da + i, load<N>(dy + i / a_width * width + i % a_width));
     const Index j = i - a_size, row = j / b_width, c = a_width + j % b_width;
-    if (!shared) {
-      db[j] = dy[row * width + c];
-      return;
+    if (!shared) return store(db + j, load<N>(dy + row * width + c));
+    Vector<T, N> sum{};
+    for (Index h = 0; h < heads; ++h) {
+      const Vector<T, N> d = load<N>(dy + (row * heads + h) * width + c);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < N; ++k) sum[k] += d[k];
     }
-    T sum = 0;
-    for (Index h = 0; h < heads; ++h) sum += dy[(row * heads + h) * width + c];
-    db[j] = sum;
+    store(db + j, sum);
   }
 };
 
-/// Rotates one pair of channels of one head of x (rows, heads * width) by the angle in `table` (rows, width), or back
-/// if direction is -1. The index numbers pairs. x and y may be the same.
+/// Rotates pairs of channels of x (rows, heads * width) by the angles in `table` (rows, width), or back if direction is
+/// -1. The index numbers pairs. x and y may be the same.
 template <class T>
 struct Rotate {
+  static constexpr int together = vector_size<T>;
   const T *x, *table;
   T* y;
   Index heads, width;
   RotaryPairs pairs;
   T direction;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const { return are_aligned<together>(x, table, y) && are_multiples<together>(width / 2); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index half = width / 2, row = i / (heads * half), head = i / half % heads, m = i % half;
     const Index base = (row * heads + head) * width;
-    const Index first = base + (pairs == RotaryPairs::interleaved ? 2 * m : m),
-                second = pairs == RotaryPairs::interleaved ? first + 1 : first + half;
-    const T c = table[row * width + m], s = direction * table[row * width + half + m], a = x[first], b = x[second];
-    y[first] = a * c - b * s;
-    y[second] = b * c + a * s;
+    const Vector<T, N> c = load<N>(table + row * width + m), s = load<N>(table + row * width + half + m);
+    Vector<T, N> a, b;
+    Vector<T, 2 * N> both;  // a and b in turns
+    if (pairs == RotaryPairs::interleaved) {
+      both = load<2 * N>(x + base + 2 * m);
+    } else {
+      a = load<N>(x + base + m);
+      b = load<N>(x + base + half + m);
+    }
+    LACONIC_UNROLL_DEVICE
+    for (int k = 0; k < N; ++k) {
+      const T sine = direction * s[k], first = pairs == RotaryPairs::interleaved ? both[2 * k] : a[k],
+              second = pairs == RotaryPairs::interleaved ? both[2 * k + 1] : b[k];
+      both[2 * k] = a[k] = first * c[k] - second * sine;
+      both[2 * k + 1] = b[k] = second * c[k] + first * sine;
+    }
+    if (pairs == RotaryPairs::interleaved) return store(y + base + 2 * m, both);
+    store(y + base + m, a);
+    store(y + base + half + m, b);
   }
 };
 

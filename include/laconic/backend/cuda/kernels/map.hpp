@@ -1,39 +1,65 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/block.hpp>
+#include <laconic/backend/cuda/kernels/vectors.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
-/// Calls f(i) for i in [0, size), each in a thread of its own. F is a struct of pointers and numbers whose call
-/// operator is LACONIC_DEVICE.
+/// Says that a functor computes F::together elements at once: f.at<N>(i) computes those from i on, with N = together
+/// where i is a multiple of it and f.in_vectors() is true, and otherwise with N = 1.
+template <class F>
+concept ComputesVectors = requires(const F& f) {
+  F::together;
+  f.in_vectors();
+};
+
+/// Calls f(i) for i in [0, size), each in a thread of its own; of a functor that `ComputesVectors`, f.at<N>(i). F is a
+/// struct of pointers and numbers whose functions on the device are LACONIC_DEVICE.
 template <class F>
 struct ForEach {
   static constexpr int threads = 256;
-  static constexpr Index per_block = 4 * threads;  ///< indices of a block
   F f;
   Index size;
+  Index vectors;  ///< threads that compute several elements at once; those after them compute one each
   LACONIC_DEVICE void operator()(Block& block) const {
-    block.each([&](int t) {
-      const Index first = block.x() * per_block;
-      for (Index i = first + t; i < first + per_block && i < size; i += threads) f(i);
+    block.each_unordered([&](int t) {
+      const Index i = block.x() * threads + t;
+      if constexpr (ComputesVectors<F>) {
+        const Index single = i + vectors * (F::together - 1);
+        if (i < vectors)
+          f.template at<F::together>(i * F::together);
+        else if (single < size)
+          f.template at<1>(single);
+      } else {
+        if (i < size) f(i);
+      }
     });
   }
 };
 /// Runs `ForEach`.
 template <class F>
 void for_each(const Stream& stream, const char* name, Index size, const F& f) {
-  launch(stream, name, {pieces(size, ForEach<F>::per_block)}, ForEach<F>{f, size});
+  Index vectors = 0, all = size;
+  if constexpr (ComputesVectors<F>) {
+    if (f.in_vectors()) vectors = size / F::together;
+    all -= vectors * (F::together - 1);
+  }
+  launch(stream, name, {pieces(all, ForEach<F>::threads)}, ForEach<F>{f, size, vectors});
 }
 
 /// Writes to[i] = value.
 template <class T>
 struct Fill {
+  static constexpr int together = vector_size<T>;
   T* to;
   T value;
-  LACONIC_DEVICE void operator()(Index i) const { to[i] = value; }
+  bool in_vectors() const { return are_aligned<together>(to); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    map<N>(to + i, [&] { return value; });
+  }
 };
 
 /// Writes part[b], the sum of term(i), in double, over the indices of block b.

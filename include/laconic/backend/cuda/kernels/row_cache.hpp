@@ -27,6 +27,16 @@ struct AppendRows {
   }
 };
 
+/// Copies a row of `width` values to memory.
+template <class T>
+LACONIC_DEVICE void copy_row(Block& block, const StoredRow<T>& row, Index width, T* to) {
+  constexpr int together = vector_size<T>;
+  block.each([&](int t) {
+    in_vectors<together>(block, t, width, are_aligned<together>(to) && row.template are_in_vectors<together>(),
+                         [&]<int N>(Index c) { store(to + c, row.template load<N>(c)); });
+  });
+}
+
 /// Copies row b of all sequences to y (rows, width), one in each block. `offsets` are those of the rows of y.
 template <class T>
 struct GatherRows {
@@ -37,10 +47,7 @@ struct GatherRows {
   T* y;
   LACONIC_DEVICE void operator()(Block& block) const {
     const Index r = block.x(), n = sequence_of(offsets, sequences, r);
-    const StoredRow<T> row = x.row(n, r - offsets[n]);
-    block.each([&](int t) {
-      for (Index c = t; c < x.width; c += threads) y[r * x.width + c] = row[c];
-    });
+    copy_row(block, x.row(n, r - offsets[n]), x.width, y + r * x.width);
   }
 };
 
@@ -53,10 +60,7 @@ struct OldestRows {
   T* y;
   LACONIC_DEVICE void operator()(Block& block) const {
     const Index n = block.x();
-    const StoredRow<T> row = from.row(rings[n].slot + rings[n].begin);
-    block.each([&](int t) {
-      for (Index c = t; c < from.width; c += threads) y[n * from.width + c] = row[c];
-    });
+    copy_row(block, from.row(rings[n].slot + rings[n].begin), from.width, y + n * from.width);
   }
 };
 

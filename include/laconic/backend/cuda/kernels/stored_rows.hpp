@@ -15,6 +15,14 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
+/// Says whether N stored values can be read or written at once at an address.
+template <class T, int N>
+constexpr bool is_aligned_for(Storage storage, const void* at) {
+  return storage == Storage::bf16   ? are_aligned<N>(static_cast<const Bf16*>(at))
+         : storage == Storage::int8 ? are_aligned<N>(static_cast<const std::int8_t*>(at))
+                                    : are_aligned<N>(static_cast<const T*>(at));
+}
+
 /// Refers to one row, stored or not, on the device.
 template <class T>
 struct StoredRow {
@@ -22,15 +30,32 @@ struct StoredRow {
   const void* values;  ///< the first value
   float scale;         ///< the factor of int8 values
   /// Returns value c.
-  LACONIC_DEVICE T operator[](Index c) const {
+  LACONIC_DEVICE T operator[](Index c) const { return load<1>(c)[0]; }
+  /// Returns the values from c on, N at once: c is a multiple of N, and N values of the row `are_in_vectors`.
+  template <int N>
+  LACONIC_DEVICE Vector<T, N> load(Index c) const {
+    Vector<T, N> out;
     switch (storage) {
-      case Storage::bf16:
-        return static_cast<T>(from_bf16(static_cast<const Bf16*>(values)[c]));
-      case Storage::int8:
-        return static_cast<T>(scale * static_cast<float>(static_cast<const std::int8_t*>(values)[c]));
+      case Storage::bf16: {
+        const auto stored = cuda::load<N>(static_cast<const Bf16*>(values) + c);
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < N; ++k) out[k] = static_cast<T>(from_bf16(stored[k]));
+        return out;
+      }
+      case Storage::int8: {
+        const auto stored = cuda::load<N>(static_cast<const std::int8_t*>(values) + c);
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < N; ++k) out[k] = static_cast<T>(scale * static_cast<float>(stored[k]));
+        return out;
+      }
       default:
-        return static_cast<const T*>(values)[c];
+        return cuda::load<N>(static_cast<const T*>(values) + c);
     }
+  }
+  /// Says whether N values can be read at once.
+  template <int N>
+  LACONIC_DEVICE bool are_in_vectors() const {
+    return is_aligned_for<T, N>(storage, values);
   }
 };
 
@@ -42,10 +67,14 @@ struct StoredRows {
   Index width = 0;                  ///< values of a row
   std::byte* values = nullptr;      ///< values of all rows
   float* scales = nullptr;          ///< a factor for each row, only in int8
-  /// Returns `rows` rows in memory that has `cache_row_bytes` for each.
+  /// Returns `rows` rows in memory that has `cache_row_bytes` for each. The values are first, where they are aligned as
+  /// the memory is, unless the scales after them would not be.
   static StoredRows in(std::byte* memory, Storage storage, Index rows, Index width) {
     if (storage != Storage::int8) return {storage, width, memory, nullptr};
-    return {storage, width, memory + rows * static_cast<Index>(sizeof(float)), reinterpret_cast<float*>(memory)};
+    const Index of_scales = rows * static_cast<Index>(sizeof(float)), of_values = rows * width;
+    if (of_values % static_cast<Index>(alignof(float)) == 0)
+      return {storage, width, memory, reinterpret_cast<float*>(memory + of_values)};
+    return {storage, width, memory + of_scales, reinterpret_cast<float*>(memory)};
   }
   /// Returns the bytes of the values of a row.
   constexpr Index value_bytes() const {
@@ -58,32 +87,41 @@ struct StoredRows {
   }
   /// Stores x (width) as row r. All threads of the block take part.
   LACONIC_DEVICE void store(Block& block, Index r, const T* x) const {
+    constexpr int together = vector_size<T>;
     std::byte* to = values + r * value_bytes();
+    const bool aligned = are_aligned<together>(x) && is_aligned_for<T, together>(storage, to);
     std::uint32_t largest = 0;
     if (storage == Storage::int8) {
       PerThread<std::uint32_t> part(block);
       block.each([&](int t) {
-        part[t] = 0;
-        for (Index c = t; c < width; c += block.threads()) {
-          const std::uint32_t one = ByteRow::magnitude(x[c]);
-          part[t] = one > part[t] ? one : part[t];
-        }
+        std::uint32_t most = 0;
+        in_vectors<together>(block, t, width, aligned, [&]<int N>(Index c) {
+          const Vector<T, N> v = load<N>(x + c);
+          LACONIC_UNROLL_DEVICE
+          for (int k = 0; k < N; ++k) {
+            const std::uint32_t one = ByteRow::magnitude(v[k]);
+            most = one > most ? one : most;
+          }
+        });
+        part[t] = most;
       });
       largest = block.max(part);
       block.one([&] { scales[r] = ByteRow(largest).scale(); });
     }
     const ByteRow bytes(largest);
     block.each([&](int t) {
-      for (Index c = t; c < width; c += block.threads()) switch (storage) {
+      in_vectors<together>(block, t, width, aligned, [&]<int N>(Index c) {
+        switch (storage) {
           case Storage::bf16:
-            reinterpret_cast<Bf16*>(to)[c] = to_bf16(static_cast<float>(x[c]));
-            break;
+            return map<N>(
+                reinterpret_cast<Bf16*>(to) + c, [](T v) { return to_bf16(static_cast<float>(v)); }, x + c);
           case Storage::int8:
-            reinterpret_cast<std::int8_t*>(to)[c] = bytes(x[c]);
-            break;
+            return map<N>(
+                reinterpret_cast<std::int8_t*>(to) + c, [&](T v) { return bytes(v); }, x + c);
           default:
-            reinterpret_cast<T*>(to)[c] = x[c];
+            return cuda::store(reinterpret_cast<T*>(to) + c, load<N>(x + c));
         }
+      });
     });
   }
 };
@@ -97,15 +135,21 @@ struct StoreRows {
   LACONIC_DEVICE void operator()(Block& block) const { to.store(block, block.x(), x + block.x() * to.width); }
 };
 
-/// Writes one value of y (rows, width) of stored rows: row ids[r] in row r, or row r itself if ids is null.
+/// Writes values of y (rows, width) of stored rows: row ids[r] in row r, or row r itself if ids is null.
 template <class T>
 struct LoadRows {
+  static constexpr int together = vector_size<T>;
   StoredRows<T> from;
   const int* ids;
   T* y;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const {
+    return are_aligned<together>(y) && is_aligned_for<T, together>(from.storage, from.values) &&
+           are_multiples<together>(from.width);
+  }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index r = i / from.width;
-    y[i] = from.row(ids == nullptr ? r : ids[r])[i % from.width];
+    store(y + i, from.row(ids == nullptr ? r : ids[r]).template load<N>(i % from.width));
   }
 };
 
