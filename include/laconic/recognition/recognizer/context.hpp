@@ -41,7 +41,7 @@ struct Workspace::Context {
 
 #if LACONIC_RECOGNIZER_CUDA
   /// Returns how contexts compute on a device, which is a GPU.
-  static CudaDevice gpu_of(const Device& on) { return {.number = *on.gpu}; }
+  static CudaDevice gpu_of(const Device& on) { return {*on.gpu, on.precision}; }
 #endif
   /// Returns f(context) with the context of the device.
   template <class F>
