@@ -133,7 +133,7 @@ TEST_CASE("attention on tensor cores is the formula for every length and mask", 
   for (const Index length : {1, 15, 63, 64, 65, 200})
     for (const Mask& mask : masks)
       for (const Index position_width : {0, 16})
-        check({2, 2, 16, 24, position_width, mask, {length, 3, 0}, {length + (length < 100 ? 0 : 40), 70, 5}});
+        check({1, 1, 16, 24, position_width, mask, {length, 3, 0}, {length + (length < 100 ? 0 : 40), 70, 5}});
 }
 
 TEST_CASE("attention on tensor cores is the formula for every group of heads", "[cuda]") {
@@ -166,8 +166,8 @@ TEST_CASE("attention on tensor cores reads caches in place", "[cuda]") {
     bool one_memory;  ///< the values are the keys
   };
   for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
-    for (const Shape& shape : {Shape{2, 2, 24, 16, false}, Shape{4, 2, 13, 5, false}, Shape{16, 1, 136, 136, true},
-                               Shape{2, 1, 64, 64, true}, Shape{20, 1, 72, 72, true}}) {
+    for (const Shape& shape : {Shape{2, 2, 24, 16, false}, Shape{4, 2, 13, 5, false}, Shape{6, 1, 136, 136, true},
+                               Shape{20, 1, 24, 24, true}}) {
       INFO(to_name(storage) << ", widths " << shape.key_width << ", " << shape.value_width);
       Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
       Cpu<double> cpu;
@@ -229,4 +229,58 @@ TEST_CASE("attention on tensor cores gives rows of a stream the bits of the whol
     rows.v = o.v.topRows(first + count);
     CHECK(attend(cuda, part, rows).first == whole.middleRows(first, count));
   }
+}
+
+TEST_CASE("derivatives of attention on tensor cores are those of doubles", "[cuda]") {
+  for (const Case& c :
+       {Case{2, 2, 64, 64, 64, {}, {70, 3}, {70, 5}}, Case{4, 2, 24, 17, 0, Mask::causal(), {65}, {90}},
+        Case{2, 1, 7, 80, 9, masks[3], {64, 1, 0}, {64, 66, 2}}, Case{1, 1, 200, 140, 70, {}, {20}, {30}}})
+    for (const double dropout : {0.0, 0.3}) {
+      INFO(name_of(c) << ", dropout " << dropout);
+      const Operands o(c);
+      const Matrix<float> dout = random_matrix<float>(o.queries.rows(), c.heads * c.value_width, 9);
+      const auto run = [&](auto& backend) {
+        using Backend = std::remove_reference_t<decltype(backend)>;
+        using T = typename Backend::Scalar;
+        const auto tensor = [&](const Matrix<float>& m) { return backend.input(Matrix<T>(m.template cast<T>())); };
+        RelativeTerm<typename Backend::Tensor, T> term;
+        Parameter<T> u, w;
+        ParameterList<T> list({&u, &w});
+        if (c.position_width > 0) {
+          u = with_type<T>(o.u);
+          w = with_type<T>(o.w);
+          u.gradient().setZero();
+          w.gradient().setZero();
+          backend.prepare_training(list);
+          term = {tensor(o.table), &u, &w, tensor(o.position_q)};
+        }
+        typename Backend::Tensor logsumexp;
+        const DropoutMask mask(dropout, Random(Seed(8), 0));
+        const auto q = tensor(o.q), k = tensor(o.k), v = tensor(o.v);
+        backend.attend_train(q, k, v, c.shape(), o.queries, o.keys, term, mask, logsumexp);
+        const auto d =
+            backend.attend_backward(tensor(dout), q, k, v, c.shape(), o.queries, o.keys, term, mask, logsumexp);
+        std::vector<Matrix<double>> all;
+        for (const auto* x : {&d.dq, &d.dk, &d.dv, &d.dtable, &d.dposition_q})
+          all.push_back(Matrix<T>(backend.output(*x)).template cast<double>());
+        if (c.position_width > 0) {
+          backend.fetch(list);
+          all.push_back(u.gradient().template cast<double>());
+          all.push_back(w.gradient().template cast<double>());
+        }
+        return all;
+      };
+      Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
+      Cpu<double> cpu;
+      const auto got = run(cuda), expected = run(cpu);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        INFO("derivative " << i);
+        CHECK(error(got[i], expected[i]) < 2 * tolerance);
+      }
+#ifdef LACONIC_CUDA_EMULATED
+      cuda::emulated_order() = cuda::Order::backward;
+      CHECK(run(cuda) == got);
+      cuda::emulated_order() = cuda::Order::forward;
+#endif
+    }
 }

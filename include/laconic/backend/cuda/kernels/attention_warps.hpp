@@ -170,7 +170,7 @@ class AttendWarps {
 
  private:
   static constexpr int value_tiles = 8 / parts;            ///< tiles of 8 columns of a warp in a slice of values
-  static constexpr int score_tiles = parts == 1 ? 10 : 8;  ///< of 8 keys; for distances 2 more than for a part of keys
+  static constexpr int score_tiles = parts == 1 ? 10 : 8;  ///< tiles of 8 keys; distances have 2 more
 
   /// Holds the registers of a thread, which has rows lane / 4 and lane / 4 + 8 of its warp.
   struct State {
