@@ -310,6 +310,7 @@ class AttendWarps {
   LACONIC_DEVICE static void drop(State& me, int half, int key, const DropoutMask& dropout) {
     const std::uint64_t first = (static_cast<std::uint64_t>(me.id[half]) << 24) + static_cast<std::uint64_t>(key);
     std::uint32_t kept = 0;
+    LACONIC_LOOP_DEVICE
     for (int tile = 0; tile < keys / 8; ++tile)
       kept |= dropout.keeps_two(first + static_cast<std::uint64_t>(8 * tile)) << 2 * tile;
     const auto scale = static_cast<float>(dropout.scale());
