@@ -3,6 +3,8 @@
 // Bf16, and gives each sequence the same bits in any batch.
 #include "gradient_check.hpp"
 
+#include <laconic/backend/cuda/tensor_cores.hpp>
+
 using namespace laconic;
 
 namespace {
@@ -284,3 +286,41 @@ TEST_CASE("derivatives of attention on tensor cores are those of doubles", "[cud
 #endif
     }
 }
+
+#ifdef LACONIC_CUDA_EMULATED
+namespace {
+
+/// Loads a (16, 16) matrix transposed, and its transpose as it is, and sums over groups of lanes.
+struct LoadBothWays {
+  static constexpr int threads = 32;
+  std::uint32_t *loaded, *expected;
+  float* sums;
+  void operator()(cuda::Block& block) const {
+    auto* m = block.shared<Bf16>(256);
+    auto* transposed = block.shared<Bf16>(256);
+    cuda::PerThread<float> values(block);
+    block.each([&](int t) {
+      for (int i = t; i < 256; i += threads) m[i] = transposed[i % 16 * 16 + i / 16] = to_bf16(static_cast<float>(i));
+      values[t] = static_cast<float>(t);
+    });
+    // Matrix 2 j + i of 8 x 8 values is at row 8 i and column 8 j, and in the transpose the other way round.
+    cuda::load_transposed(
+        block, [&](int t) { return m + t % 16 * 16 + t / 16 * 8; }, [&](int t) { return loaded + 4 * t; });
+    cuda::load_matrices(
+        block, [&](int t) { return transposed + (t % 8 + t / 16 * 8) * 16 + t / 8 % 2 * 8; },
+        [&](int t) { return expected + 4 * t; });
+    cuda::reduce_groups(block, values, [](float a, float b) { return a + b; });
+    block.each_in_warps([&](int t) { sums[t] = values[t]; });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("matrices are loaded transposed, and groups of lanes are summed", "[cuda]") {
+  std::vector<std::uint32_t> loaded(128), expected(128);
+  std::vector<float> sums(32);
+  cuda::launch(cuda::Stream({}), "test", {1}, LoadBothWays{loaded.data(), expected.data(), sums.data()}, 1024);
+  CHECK(loaded == expected);
+  for (int t = 0; t < 32; ++t) CHECK(sums[static_cast<std::size_t>(t)] == static_cast<float>(t / 4 * 16 + 6));
+}
+#endif

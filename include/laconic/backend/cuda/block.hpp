@@ -422,7 +422,8 @@ constexpr int blocks_at_once() {
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>()) run(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>())
+    run(const __grid_constant__ Kernel kernel) {
   Block block;
   kernel(block);
 }
