@@ -3,6 +3,8 @@
 // Bf16, and gives each sequence the same bits in any batch.
 #include "gradient_check.hpp"
 
+#include <laconic/backend/cuda/tensor_cores.hpp>
+
 using namespace laconic;
 
 namespace {
@@ -133,7 +135,7 @@ TEST_CASE("attention on tensor cores is the formula for every length and mask", 
   for (const Index length : {1, 15, 63, 64, 65, 200})
     for (const Mask& mask : masks)
       for (const Index position_width : {0, 16})
-        check({2, 2, 16, 24, position_width, mask, {length, 3, 0}, {length + (length < 100 ? 0 : 40), 70, 5}});
+        check({1, 1, 16, 24, position_width, mask, {length, 3, 0}, {length + (length < 100 ? 0 : 40), 70, 5}});
 }
 
 TEST_CASE("attention on tensor cores is the formula for every group of heads", "[cuda]") {
@@ -166,8 +168,8 @@ TEST_CASE("attention on tensor cores reads caches in place", "[cuda]") {
     bool one_memory;  ///< the values are the keys
   };
   for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
-    for (const Shape& shape : {Shape{2, 2, 24, 16, false}, Shape{4, 2, 13, 5, false}, Shape{16, 1, 136, 136, true},
-                               Shape{2, 1, 64, 64, true}, Shape{20, 1, 72, 72, true}}) {
+    for (const Shape& shape : {Shape{2, 2, 24, 16, false}, Shape{4, 2, 13, 5, false}, Shape{6, 1, 136, 136, true},
+                               Shape{20, 1, 24, 24, true}}) {
       INFO(to_name(storage) << ", widths " << shape.key_width << ", " << shape.value_width);
       Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
       Cpu<double> cpu;
@@ -230,3 +232,95 @@ TEST_CASE("attention on tensor cores gives rows of a stream the bits of the whol
     CHECK(attend(cuda, part, rows).first == whole.middleRows(first, count));
   }
 }
+
+TEST_CASE("derivatives of attention on tensor cores are those of doubles", "[cuda]") {
+  for (const Case& c :
+       {Case{2, 2, 64, 64, 64, {}, {70, 3}, {70, 5}}, Case{4, 2, 24, 17, 0, Mask::causal(), {65}, {90}},
+        Case{2, 1, 7, 80, 9, masks[3], {64, 1, 0}, {64, 66, 2}}, Case{1, 1, 200, 140, 70, {}, {20}, {30}}})
+    for (const double dropout : {0.0, 0.3}) {
+      INFO(name_of(c) << ", dropout " << dropout);
+      const Operands o(c);
+      const Matrix<float> dout = random_matrix<float>(o.queries.rows(), c.heads * c.value_width, 9);
+      const auto run = [&](auto& backend) {
+        using Backend = std::remove_reference_t<decltype(backend)>;
+        using T = typename Backend::Scalar;
+        const auto tensor = [&](const Matrix<float>& m) { return backend.input(Matrix<T>(m.template cast<T>())); };
+        RelativeTerm<typename Backend::Tensor, T> term;
+        Parameter<T> u, w;
+        ParameterList<T> list({&u, &w});
+        if (c.position_width > 0) {
+          u = with_type<T>(o.u);
+          w = with_type<T>(o.w);
+          u.gradient().setZero();
+          w.gradient().setZero();
+          backend.prepare_training(list);
+          term = {tensor(o.table), &u, &w, tensor(o.position_q)};
+        }
+        typename Backend::Tensor logsumexp;
+        const DropoutMask mask(dropout, Random(Seed(8), 0));
+        const auto q = tensor(o.q), k = tensor(o.k), v = tensor(o.v);
+        backend.attend_train(q, k, v, c.shape(), o.queries, o.keys, term, mask, logsumexp);
+        const auto d =
+            backend.attend_backward(tensor(dout), q, k, v, c.shape(), o.queries, o.keys, term, mask, logsumexp);
+        std::vector<Matrix<double>> all;
+        for (const auto* x : {&d.dq, &d.dk, &d.dv, &d.dtable, &d.dposition_q})
+          all.push_back(Matrix<T>(backend.output(*x)).template cast<double>());
+        if (c.position_width > 0) {
+          backend.fetch(list);
+          all.push_back(u.gradient().template cast<double>());
+          all.push_back(w.gradient().template cast<double>());
+        }
+        return all;
+      };
+      Cuda<float> cuda(CudaDevice{.precision = ProductPrecision::bf16});
+      Cpu<double> cpu;
+      const auto got = run(cuda), expected = run(cpu);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        INFO("derivative " << i);
+        CHECK(error(got[i], expected[i]) < 2 * tolerance);
+      }
+#ifdef LACONIC_CUDA_EMULATED
+      cuda::emulated_order() = cuda::Order::backward;
+      CHECK(run(cuda) == got);
+      cuda::emulated_order() = cuda::Order::forward;
+#endif
+    }
+}
+
+#ifdef LACONIC_CUDA_EMULATED
+namespace {
+
+/// Loads a (16, 16) matrix transposed, and its transpose as it is, and sums over groups of lanes.
+struct LoadBothWays {
+  static constexpr int threads = 32;
+  std::uint32_t *loaded, *expected;
+  float* sums;
+  void operator()(cuda::Block& block) const {
+    auto* m = block.shared<Bf16>(256);
+    auto* transposed = block.shared<Bf16>(256);
+    cuda::PerThread<float> values(block);
+    block.each([&](int t) {
+      for (int i = t; i < 256; i += threads) m[i] = transposed[i % 16 * 16 + i / 16] = to_bf16(static_cast<float>(i));
+      values[t] = static_cast<float>(t);
+    });
+    // Matrix 2 j + i of 8 x 8 values is at row 8 i and column 8 j, and in the transpose the other way round.
+    cuda::load_transposed(
+        block, [&](int t) { return m + t % 16 * 16 + t / 16 * 8; }, [&](int t) { return loaded + 4 * t; });
+    cuda::load_matrices(
+        block, [&](int t) { return transposed + (t % 8 + t / 16 * 8) * 16 + t / 8 % 2 * 8; },
+        [&](int t) { return expected + 4 * t; });
+    cuda::reduce_groups(block, values, [](float a, float b) { return a + b; });
+    block.each_in_warps([&](int t) { sums[t] = values[t]; });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("matrices are loaded transposed, and groups of lanes are summed", "[cuda]") {
+  std::vector<std::uint32_t> loaded(128), expected(128);
+  std::vector<float> sums(32);
+  cuda::launch(cuda::Stream({}), "test", {1}, LoadBothWays{loaded.data(), expected.data(), sums.data()}, 1024);
+  CHECK(loaded == expected);
+  for (int t = 0; t < 32; ++t) CHECK(sums[static_cast<std::size_t>(t)] == static_cast<float>(t / 4 * 16 + 6));
+}
+#endif

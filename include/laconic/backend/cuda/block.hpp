@@ -45,9 +45,12 @@
 #define LACONIC_DEVICE __device__ __forceinline__
 /// Unrolls the loop after it, so that the elements of an array that it numbers can be registers.
 #define LACONIC_UNROLL_DEVICE _Pragma("unroll")
+/// Does not unroll the loop after it, which needs fewer registers so.
+#define LACONIC_LOOP_DEVICE _Pragma("unroll 1")
 #else
 #define LACONIC_DEVICE inline
 #define LACONIC_UNROLL_DEVICE
+#define LACONIC_LOOP_DEVICE
 #endif
 
 namespace laconic {
@@ -417,7 +420,8 @@ constexpr int blocks_at_once() {
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>()) run(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>())
+    run(const __grid_constant__ Kernel kernel) {
   Block block;
   kernel(block);
 }

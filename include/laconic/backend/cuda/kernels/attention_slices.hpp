@@ -51,7 +51,7 @@ struct alignas(16) SliceChunk {
 struct StoredChunk {
   /// Says what the values are: all zero, copied while the kernel goes on, 8 floats, 8 bytes, or not loaded.
   enum class Kind { none, copied, floats, bytes, not_loaded };
-  Kind kind;      ///< what the values are
+  Kind kind;      ///< says what the values are
   float bits[8];  ///< the floats, or the 8 bytes in the first two and then their scale
 
   /// Loads floats from an address that is a multiple of 16.
@@ -212,7 +212,7 @@ class SequenceRows {
 
   Part fresh_{}, stored_{};
   const float* scales_ = nullptr;
-  int cached_ = 0, begin_ = 0, capacity_ = 0;  ///< of the ring
+  int cached_ = 0, begin_ = 0, capacity_ = 0;  // of the ring
   int count_ = 0, width_ = 0;
 };
 

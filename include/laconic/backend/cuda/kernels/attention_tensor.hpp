@@ -108,7 +108,7 @@ struct AttendTensor {
     const int distance = static_cast<int>(in.span - 1 - past) - first_row - (rows - 1) + keys;
     // The tile before the first has only the distances that it shares with it.
     Step load{begin - (steps.positions > 0 ? keys : 0), 0}, now = load;
-    int filled = 0, used = 0, first_half = 0, first_keys = 0;  // buffers
+    int filled = 0, used = 0, first_half = 0;  // buffers
     for (int i = -ahead; now.key < end; ++i) {
       if (i >= 0) block.template wait_for_copies<ahead - 1>();  // and for the step before, whose slice is overwritten
       if (load.key < end) {
@@ -135,9 +135,9 @@ struct AttendTensor {
       } else if (kind == 1) {
         warps.add_keys(queries + (steps.positions + s) * Warps::query_slice, ring.buffer(used),
                        static_cast<int>(in.key_width) - s * Slice::width);
-        if (s == 0) first_keys = used;
         if (s == steps.keys - 1) warps.apply_softmax(now.key, in);
       } else {
+        const int first_keys = ring.before(used, steps.keys);  // which are before the next tile's then
         warps.add_values(s, ring.buffer(of.same_rows ? ring.after(first_keys, first_column / Slice::width + s) : used));
       }
       if (kind < 2 || !of.same_rows) used = ring.after(used, 1);

@@ -170,7 +170,7 @@ class AttendWarps {
 
  private:
   static constexpr int value_tiles = 8 / parts;            ///< tiles of 8 columns of a warp in a slice of values
-  static constexpr int score_tiles = parts == 1 ? 10 : 8;  ///< of 8 keys; for distances 2 more than for a part of keys
+  static constexpr int score_tiles = parts == 1 ? 10 : 8;  ///< tiles of 8 keys; distances have 2 more
 
   /// Holds the registers of a thread, which has rows lane / 4 and lane / 4 + 8 of its warp.
   struct State {
@@ -310,6 +310,7 @@ class AttendWarps {
   LACONIC_DEVICE static void drop(State& me, int half, int key, const DropoutMask& dropout) {
     const std::uint64_t first = (static_cast<std::uint64_t>(me.id[half]) << 24) + static_cast<std::uint64_t>(key);
     std::uint32_t kept = 0;
+    LACONIC_LOOP_DEVICE
     for (int tile = 0; tile < keys / 8; ++tile)
       kept |= dropout.keeps_two(first + static_cast<std::uint64_t>(8 * tile)) << 2 * tile;
     const auto scale = static_cast<float>(dropout.scale());

@@ -81,6 +81,7 @@ class Tile {
       cols = cols_each * lanes,     ///< columns of the tile
       depth = 16,                   ///< places of the width that are staged at once
       stride = depth + 1;           ///< values from a staged row to the next: neighbours in different banks
+  static constexpr Index wide_bytes = 64 << 10;  ///< shared memory that a kernel may use for sums of its own
   static_assert(rows <= cols);
 
   /// Returns the shared memory of a tile. `diagonal` says whether an operand is read OfSum or OfDifference.
