@@ -344,6 +344,14 @@ class DropoutMask {
 
   /// Returns the factor of the survivors, 1 / (1 - rounded probability).
   constexpr double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  /// Returns which elements from 8 * number on survive: bit k is set if element 8 * number + k does.
+  constexpr std::uint32_t kept_of(std::uint64_t number) const {
+    const auto block = random_.block(number);
+    std::uint32_t kept = 0;
+    for (std::uint32_t k = 0; k < 8; ++k)
+      kept |= static_cast<std::uint32_t>((block[k / 2] >> (16 * (k % 2)) & 0xffff) >= threshold_) << k;
+    return kept;
+  }
   /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
   /// Returns whether element i survives. This defines the mask; `apply` computes it faster.

@@ -64,6 +64,21 @@ inline constexpr std::size_t max_shared_bytes = 99 * 1024;
 /// Returns how many pieces of `size` cover n.
 constexpr Index pieces(Index n, Index size) { return (n + size - 1) / size; }
 
+/// Writes 16 bytes to device memory, at a multiple of 16, by one instruction. The compiler may split an assignment.
+template <class V>
+LACONIC_DEVICE void write_16_bytes(void* to, const V& values) {
+  static_assert(sizeof(V) == 16);
+#if defined(__CUDACC__)
+  uint4 bits;
+  memcpy(&bits, &values, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits.x), "r"(bits.y),
+               "r"(bits.z), "r"(bits.w)
+               : "memory");
+#else
+  std::memcpy(to, &values, 16);
+#endif
+}
+
 #if !defined(__CUDACC__)
 
 /// Says in which order the emulation runs the threads of a block.

@@ -21,8 +21,16 @@ namespace cuda {
 template <class Operand>
 struct Transposed {
   Operand of;  ///< the matrix
-  /// Returns element (i, j) of a batch.
-  LACONIC_DEVICE auto operator()(Index batch, Index i, Index j) const { return of(batch, j, i); }
+  /// Returns N neighbours of a batch, from element (i, j) on.
+  template <int N>
+  LACONIC_DEVICE auto load(Index batch, Index i, Index j) const {
+    return of.template load<N>(batch, j, i);
+  }
+  /// Says whether N neighbours can be read at once from every multiple of N on.
+  template <int N>
+  LACONIC_DEVICE bool in_vectors(bool along_rows) const {
+    return of.template in_vectors<N>(!along_rows);
+  }
 };
 /// Says that neighbours along a row are neighbours in memory.
 template <class T, Storage storage>
@@ -51,18 +59,13 @@ struct Packed {
 template <TensorElement E, class Operand>
 void pack(const Stream& stream, const char* name, const Operand& x, Index rows, Index depth, Index batches, E* to) {
   const Index stride = TensorRows<E>::stride_for(depth);
-  if constexpr (std::is_same_v<Operand, GemmOperand<float>>) {
-    const bool aligned = TensorRows<float>::can_read(x.data, x.row_stride * x.col_stride, x.batch_stride);
+  if constexpr (std::is_same_v<Operand, GemmOperand<float>>)
     if (!has_contiguous_rows(x)) {
-      const PackColumns<E> kernel{x, to, rows, depth, stride, aligned};
+      const PackColumns<E> kernel{x, to, rows, depth, stride};
       return launch(stream, name, {kernel.tiles(), batches}, kernel, kernel.shared_bytes());
     }
-    for_each(stream, name, batches * rows * stride / TensorRows<E>::in_chunk,
-             PackRows<E, Operand>{x, to, rows, depth, stride, aligned});
-  } else {
-    for_each(stream, name, batches * rows * stride / TensorRows<E>::in_chunk,
-             PackRows<E, Operand>{x, to, rows, depth, stride, false});
-  }
+  for_each(stream, name, batches * rows * stride / TensorRows<E>::in_chunk,
+           PackRows<E, Operand>{x, to, rows, depth, stride});
 }
 /// Returns an operand where tensor cores can read it as it is, or else rows with a null address.
 template <TensorElement E>
@@ -175,10 +178,12 @@ void gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<
                   has_contiguous_rows(b), activation, whole, nullptr},
            Kernel::shared_bytes());
   };
-  if (size.rows <= 16)
-    start.template operator()<16>();
-  else
-    start.template operator()<64>();
+  constexpr Index enough = 128;  // blocks, for a GPU
+  if (size.rows <= 16) return start.template operator()<16>();
+  if constexpr (std::is_same_v<T, float>) {  // doubles would not fit into registers
+    if (size.batches * Gemm<T, B, T, 128>::tiles(size) >= enough) return start.template operator()<128>();
+  }
+  start.template operator()<64>();
 }
 
 /// Computes C += A B for a long depth and contiguous C (batches, rows, cols), with the chunks added up in double. The

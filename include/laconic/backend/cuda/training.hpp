@@ -117,7 +117,7 @@ class CudaTraining {
     auto upload() {
       return core.upload(std::span<const cuda::ParameterPiece<T>>(first(), static_cast<std::size_t>(count)));
     }
-    /// Calls f(piece, i) on the device for every element of the list's parameters.
+    /// Computes f (see `cuda::EachElement`) on the device for every element of the list's parameters.
     template <class F>
     void each_element(const char* name, const F& f) {
       const auto on_device = upload();

@@ -15,24 +15,34 @@ namespace cuda {
 /// Adds the elements of x (rows, cols), for means.
 template <class T>
 struct Values {
-  static constexpr int sums = 1;
+  static constexpr int sums = 1, together = vector_size<T>;
   const T* x;
   Index cols;
-  LACONIC_DEVICE void operator()(Index, Index c, Index row, Index end, Index step, double* sum) const {
-    for (; row < end; row += step) sum[0] += static_cast<double>(x[row * cols + c]);
+  LACONIC_DEVICE void operator()(Index, Index c, Index row, Index end, Index step,
+                                 Vector<double, together>* sum) const {
+    for (; row < end; row += step) {
+      const Vector<T> v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) sum[0][k] += static_cast<double>(v[k]);
+    }
   }
 };
 /// Adds the squared distances of x (rows, cols) to the mean of its group, for variances.
 template <class T>
 struct SquaredDistances {
-  static constexpr int sums = 1;
+  static constexpr int sums = 1, together = vector_size<T>;
   const T *x, *mean;
   Index cols, stride;
-  LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step, double* sum) const {
-    const T middle = mean[n * stride + c];
+  LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step,
+                                 Vector<double, together>* sum) const {
+    const Vector<T> middle = load_within(mean + n * stride, c, cols);
     for (; row < end; row += step) {
-      const T d = x[row * cols + c] - middle;
-      sum[0] += static_cast<double>(d * d);
+      const Vector<T> v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) {
+        const T d = v[k] - middle[k];
+        sum[0][k] += static_cast<double>(d * d);
+      }
     }
   }
 };
@@ -41,41 +51,63 @@ struct SquaredDistances {
 /// `LayerNorm` by bias and weight.
 template <class T>
 struct LayerNormTerms {
-  static constexpr int sums = 2;
+  static constexpr int sums = 2, together = vector_size<T>;
   const T *dy, *x, *moments;
   Index cols;
-  LACONIC_DEVICE void operator()(Index, Index c, Index row, Index end, Index step, double* sum) const {
+  LACONIC_DEVICE void operator()(Index, Index c, Index row, Index end, Index step,
+                                 Vector<double, together>* sum) const {
     for (; row < end; row += step) {
-      const T d = dy[row * cols + c];
-      sum[0] += static_cast<double>(d);
-      sum[1] += static_cast<double>(d * (x[row * cols + c] - moments[2 * row]) * moments[2 * row + 1]);
+      const Vector<T> d = load_within(dy + row * cols, c, cols), v = load_within(x + row * cols, c, cols);
+      const T mean = moments[2 * row], inverse = moments[2 * row + 1];
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) {
+        sum[0][k] += static_cast<double>(d[k]);
+        sum[1][k] += static_cast<double>(d[k] * (v[k] - mean) * inverse);
+      }
     }
   }
 };
 /// Adds dy * x / rms, with 1/rms of each row (rows): the derivative of `RmsNorm` by its weight.
 template <class T>
 struct RmsNormTerms {
-  static constexpr int sums = 1;
+  static constexpr int sums = 1, together = vector_size<T>;
   const T *dy, *x, *inverses;
   Index cols;
-  LACONIC_DEVICE void operator()(Index, Index c, Index row, Index end, Index step, double* sum) const {
-    for (; row < end; row += step)
-      sum[0] += static_cast<double>(dy[row * cols + c] * x[row * cols + c] * inverses[row]);
+  LACONIC_DEVICE void operator()(Index, Index c, Index row, Index end, Index step,
+                                 Vector<double, together>* sum) const {
+    for (; row < end; row += step) {
+      const Vector<T> d = load_within(dy + row * cols, c, cols), v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) sum[0][k] += static_cast<double>(d[k] * v[k] * inverses[row]);
+    }
   }
 };
+/// Returns 1 / sqrt(variance + eps) of a vector of columns.
+template <class T>
+LACONIC_DEVICE Vector<T> inverse_deviations(const Vector<T>& variances, T eps) {
+  Vector<T> out;
+  LACONIC_UNROLL_DEVICE
+  for (int k = 0; k < vector_size<T>; ++k) out[k] = T(1) / std::sqrt(variances[k] + eps);
+  return out;
+}
 /// Adds dy and dy * (x - mean) / std with the moments of the group: the derivatives of `ColumnNorm` by bias and weight.
 template <class T>
 struct ColumnNormTerms {
-  static constexpr int sums = 2;
+  static constexpr int sums = 2, together = vector_size<T>;
   const T *dy, *x, *mean, *variance;
   Index cols, stride;
   T eps;
-  LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step, double* sum) const {
-    const T middle = mean[n * stride + c], inverse = T(1) / std::sqrt(variance[n * stride + c] + eps);
+  LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step,
+                                 Vector<double, together>* sum) const {
+    const Vector<T> middle = load_within(mean + n * stride, c, cols),
+                    inverse = inverse_deviations(load_within(variance + n * stride, c, cols), eps);
     for (; row < end; row += step) {
-      const T d = dy[row * cols + c];
-      sum[0] += static_cast<double>(d);
-      sum[1] += static_cast<double>(d * (x[row * cols + c] - middle) * inverse);
+      const Vector<T> d = load_within(dy + row * cols, c, cols), v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) {
+        sum[0][k] += static_cast<double>(d[k]);
+        sum[1][k] += static_cast<double>(d[k] * (v[k] - middle[k]) * inverse[k]);
+      }
     }
   }
 };
@@ -84,33 +116,63 @@ struct ColumnNormTerms {
 /// 2015). weight and bias (cols).
 template <class T>
 struct ColumnNorm {
+  static constexpr int together = vector_size<T>;
   const T *x, *weight, *bias, *mean, *variance;
   T* y;
   Index cols, stride;
   T eps;
   LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step) const {
-    const T middle = mean[n * stride + c], shift = bias[c];
-    const T factor = weight[c] / std::sqrt(variance[n * stride + c] + eps);
-    for (; row < end; row += step) y[row * cols + c] = (x[row * cols + c] - middle) * factor + shift;
+    const Vector<T> middle = load_within(mean + n * stride, c, cols), shift = load_within(bias, c, cols),
+                    w = load_within(weight, c, cols), variances = load_within(variance + n * stride, c, cols);
+    Vector<T> factor;
+    LACONIC_UNROLL_DEVICE
+    for (int k = 0; k < together; ++k) factor[k] = w[k] / std::sqrt(variances[k] + eps);
+    for (; row < end; row += step) {
+      Vector<T> v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) v[k] = (v[k] - middle[k]) * factor[k] + shift[k];
+      store_within(y + row * cols, c, cols, v);
+    }
   }
 };
 /// Computes dx (rows, cols) of `ColumnNorm` whose moments are those of x. sum and dot (groups, cols) are those of
 /// `ColumnNormTerms`, or null if the moments do not depend on x.
 template <class T>
 struct ColumnNormBackward {
+  static constexpr int together = vector_size<T>;
   const T *dy, *x, *weight, *mean, *variance, *sum, *dot;
   T* dx;
   RowGroups groups;
   Index cols, stride;
   T eps;
   LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step) const {
-    const T middle = mean[n * stride + c], inverse = T(1) / std::sqrt(variance[n * stride + c] + eps);
-    const T factor = weight[c] * inverse, count = static_cast<T>(groups.length(n));
-    const T common = sum == nullptr ? T(0) : sum[n * cols + c] / count,
-            along = sum == nullptr ? T(0) : inverse * dot[n * cols + c] / count;
+    const Vector<T> inverse = inverse_deviations(load_within(variance + n * stride, c, cols), eps);
+    Vector<T> factor = load_within(weight, c, cols);
+    LACONIC_UNROLL_DEVICE
+    for (int k = 0; k < together; ++k) factor[k] *= inverse[k];
+    if (sum == nullptr) {
+      for (; row < end; row += step) {
+        Vector<T> d = load_within(dy + row * cols, c, cols);
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < together; ++k) d[k] *= factor[k];
+        store_within(dx + row * cols, c, cols, d);
+      }
+      return;
+    }
+    const T count = static_cast<T>(groups.length(n));
+    const Vector<T> middle = load_within(mean + n * stride, c, cols);
+    Vector<T> common = load_within(sum + n * cols, c, cols), along = load_within(dot + n * cols, c, cols);
+    LACONIC_UNROLL_DEVICE
+    for (int k = 0; k < together; ++k) {
+      common[k] /= count;
+      along[k] *= inverse[k] / count;
+    }
     for (; row < end; row += step) {
-      const Index i = row * cols + c;
-      dx[i] = sum == nullptr ? factor * dy[i] : factor * (dy[i] - common - (x[i] - middle) * along);
+      Vector<T> d = load_within(dy + row * cols, c, cols);
+      const Vector<T> v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) d[k] = factor[k] * (d[k] - common[k] - (v[k] - middle[k]) * along[k]);
+      store_within(dx + row * cols, c, cols, d);
     }
   }
 };

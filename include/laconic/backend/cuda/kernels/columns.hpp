@@ -6,8 +6,8 @@
 #include <cstddef>
 
 // Sums of columns over time, in double. The rows of a sequence are cut into chunks from its first row on; a block sums
-// 32 columns of a chunk, and a second kernel joins the chunks of each sequence. So the order of a sum depends on the
-// length of its sequence only, and a long sequence keeps many blocks busy.
+// 32 columns of a chunk, vectors of columns in each thread, and a second kernel joins the chunks of each sequence. So
+// the order of a sum depends on the length of its sequence only, and a long sequence keeps many blocks busy.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -41,19 +41,19 @@ struct RowGroups {
   }
 };
 
-/// Calls f(group, column, row, end, step) for each chunk of rows, columns, and rows modulo 8: f takes the rows row,
-/// row + step ... below end of one column. Blocks are (chunks, 32 columns).
+/// Calls f(group, column, row, end, step) for each chunk of rows and each vector of columns: f takes the rows row, row
+/// + step ... below end of the F::together columns from `column` on. Blocks are (chunks, 32 columns).
 template <class F>
 struct EachColumn {
-  static constexpr int threads = 256, lanes = threads / warp_threads;
+  static constexpr int threads = 256, across = warp_threads / F::together, lanes = threads / across;
   F f;
   RowGroups groups;
   Index cols;
   LACONIC_DEVICE void operator()(Block& block) const {
     const RowGroups::Part part = groups.rows_of(block.x());
     block.each([&](int t) {
-      const Index c = block.y() * warp_threads + t % warp_threads;
-      if (c < cols) f(part.group, c, part.begin + t / warp_threads, part.end, Index(lanes));
+      const Index c = block.y() * warp_threads + t % across * F::together;
+      if (c < cols) f(part.group, c, part.begin + t / across, part.end, Index(lanes));
     });
   }
 };
@@ -64,56 +64,54 @@ void each_column(const Stream& stream, const char* name, const RowGroups& groups
 }
 
 /// Computes F::sums sums of each column over the rows f.rows_of(x) of each block (x, 32 columns): f.add adds the terms
-/// of every eighth row to the sums, f.write takes the sums of all.
+/// of some of the rows to the sums of F::together columns, f.write takes one sum of all.
 template <class F>
 struct SumColumns {
-  static constexpr int threads = 256, lanes = threads / warp_threads;
-  static constexpr std::size_t shared_bytes = F::sums * threads * sizeof(double);
+  static constexpr int threads = 256, across = warp_threads / F::together, lanes = threads / across;
+  static constexpr int values = lanes * warp_threads;  // of one sum
+  static constexpr std::size_t shared_bytes = F::sums * values * sizeof(double);
   F f;
   Index cols;
   LACONIC_DEVICE void operator()(Block& block) const {
-    double* parts = block.template shared<double>(F::sums * threads);
+    double* parts = block.template shared<double>(F::sums * values);
     const RowGroups::Part part = f.rows_of(block.x());
     block.each([&](int t) {
-      const Index c = block.y() * warp_threads + t % warp_threads;
-      double sum[F::sums] = {};
-      if (c < cols) f.add(part.group, c, part.begin + t / warp_threads, part.end, Index(lanes), sum);
-      for (int k = 0; k < F::sums; ++k) parts[k * threads + t] = sum[k];
+      const int in_block = t % across * F::together;
+      const Index c = block.y() * warp_threads + in_block;
+      Vector<double, F::together> sum[F::sums] = {};
+      if (c < cols) f.add(part.group, c, part.begin + t / across, part.end, Index(lanes), sum);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < F::sums; ++k) store(parts + k * values + t / across * warp_threads + in_block, sum[k]);
     });
-    block.each([&](int t) {
-      const Index c = block.y() * warp_threads + t;
-      if (t >= warp_threads || c >= cols) return;
-      double sum[F::sums] = {};
-      for (int k = 0; k < F::sums; ++k)
-        for (int lane = 0; lane < lanes; ++lane) sum[k] += parts[k * threads + lane * warp_threads + t];
-      f.write(block.x(), c, sum);
-    });
+    for (int k = 0; k < F::sums; ++k)
+      add_lanes<lanes>(block, parts + k * values, [&](int column, double sum) {
+        const Index c = block.y() * warp_threads + column;
+        if (c < cols) f.write(block.x(), k, c, sum);
+      });
   }
 };
 
-/// Sums the terms of each chunk: term(group, column, row, end, step, sums) adds to F::sums sums. Writes parts (chunks,
-/// F::sums, cols).
+/// Sums the terms of each chunk: term(group, column, row, end, step, sums) adds to F::sums sums of F::together columns.
+/// Writes parts (chunks, F::sums, cols).
 template <class F>
 struct ChunkSums {
-  static constexpr int sums = F::sums;
+  static constexpr int sums = F::sums, together = F::together;
   F term;
   RowGroups groups;
   double* parts;
   Index cols;
   LACONIC_DEVICE RowGroups::Part rows_of(Index x) const { return groups.rows_of(x); }
-  LACONIC_DEVICE void add(Index n, Index c, Index row, Index end, Index step, double* sum) const {
+  LACONIC_DEVICE void add(Index n, Index c, Index row, Index end, Index step, Vector<double, together>* sum) const {
     term(n, c, row, end, step, sum);
   }
-  LACONIC_DEVICE void write(Index x, Index c, const double* sum) const {
-    for (int k = 0; k < sums; ++k) parts[(x * sums + k) * cols + c] = sum[k];
-  }
+  LACONIC_DEVICE void write(Index x, int k, Index c, double sum) const { parts[(x * sums + k) * cols + c] = sum; }
 };
 
 /// Adds up the parts (chunks, sums, cols) of each group. Writes to[k] (groups, cols), the rows of which are `stride`
 /// elements apart: sum k, or its mean over the rows of the group.
 template <class T, std::size_t Sums>
 struct JoinChunks {
-  static constexpr int sums = static_cast<int>(Sums);
+  static constexpr int sums = static_cast<int>(Sums), together = vector_size<double>;
   const double* parts;
   RowGroups groups;
   T* to[Sums];
@@ -123,14 +121,20 @@ struct JoinChunks {
     const Index first = groups.first_chunk(x);
     return {x, first, first + pieces(groups.length(x), RowGroups::chunk)};
   }
-  LACONIC_DEVICE void add(Index, Index c, Index row, Index end, Index step, double* sum) const {
-    for (; row < end; row += step)
-      for (int k = 0; k < sums; ++k) sum[k] += parts[(row * sums + k) * cols + c];
+  LACONIC_DEVICE void add(Index, Index c, Index row, Index end, Index step, Vector<double, together>* sum) const {
+    for (; row < end; row += step) {
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < sums; ++k) {
+        const Vector<double> part = load_within(parts + (row * sums + k) * cols, c, cols);
+        LACONIC_UNROLL_DEVICE
+        for (int i = 0; i < together; ++i) sum[k][i] += part[i];
+      }
+    }
   }
-  LACONIC_DEVICE void write(Index x, Index c, const double* sum) const {
+  LACONIC_DEVICE void write(Index x, int k, Index c, double sum) const {
     const Index length = groups.length(x);
     const double count = mean && length > 0 ? static_cast<double>(length) : 1;
-    for (int k = 0; k < sums; ++k) to[k][x * stride + c] = static_cast<T>(sum[k] / count);
+    to[k][x * stride + c] = static_cast<T>(sum / count);
   }
 };
 

@@ -94,9 +94,17 @@ struct TensorPatches {
 struct PatchWeights {
   Patches patches;
   const float* weight;
-  /// Returns value k for an output channel.
-  LACONIC_DEVICE float operator()(Index, Index out, Index k) const {
-    return weight[patches.weight(out, static_cast<int>(k))];
+  /// Returns N values for an output channel, from value k on.
+  template <int N>
+  LACONIC_DEVICE Vector<float, N> load(Index, Index out, Index k) const {
+    Vector<float, N> values;
+    for (int i = 0; i < N; ++i) values[i] = weight[patches.weight(out, static_cast<int>(k) + i)];
+    return values;
+  }
+  /// Says that they are read one by one.
+  template <int N>
+  static constexpr bool in_vectors(bool) {
+    return false;
   }
 };
 /// Says that these rows run along those of the parameter.

@@ -195,7 +195,7 @@ struct Scale {
 /// Applies a dropout mask. x and y may be the same.
 template <class T>
 struct Dropout {
-  static constexpr int together = vector_size<T>;
+  static constexpr int together = 8;  // elements of one draw
   DropoutMask mask;
   const T* x;
   T* y;
@@ -203,9 +203,13 @@ struct Dropout {
   template <int N>
   LACONIC_DEVICE void at(Index i) const {
     const T scale = static_cast<T>(mask.scale());
-    auto element = static_cast<std::uint64_t>(i);
-    map<N>(
-        y + i, [&](T a) { return mask.keeps(element++) ? a * scale : T(0); }, x + i);
+    std::uint32_t kept = mask.kept_of(static_cast<std::uint64_t>(i) / 8) >> (i % 8);
+    const auto one = [&](T a) {
+      const T scaled = (kept & 1) != 0 ? a * scale : T(0);
+      kept >>= 1;
+      return scaled;
+    };
+    map<N>(y + i, one, x + i);
   }
 };
 

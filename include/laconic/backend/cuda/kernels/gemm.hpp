@@ -2,13 +2,14 @@
 #pragma once
 
 #include <laconic/backend/cuda/kernels/elementwise.hpp>
+#include <laconic/backend/cuda/kernels/gemm_operands.hpp>
 #include <laconic/backend/cuda/kernels/row_sums.hpp>
-#include <laconic/backend/cuda/kernels/stored_rows.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <optional>
+#include <type_traits>
 
 // Products of matrices in float and double, and the operands of all products (`products.hpp` starts them).
 //
@@ -18,43 +19,6 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
-
-/// Refers to a matrix of any strides on the device, one for each batch.
-template <class T>
-struct GemmOperand {
-  const T* data;           ///< element (0, 0) of batch 0
-  Index row_stride;        ///< elements from a row to the next
-  Index col_stride = 1;    ///< elements from a column to the next
-  Index batch_stride = 0;  ///< elements from a batch to the next
-  /// Returns the matrix with rows and columns exchanged.
-  constexpr GemmOperand transposed() const { return {data, col_stride, row_stride, batch_stride}; }
-  /// Returns element (i, j) of a batch.
-  LACONIC_DEVICE T operator()(Index batch, Index i, Index j) const {
-    return data[batch * batch_stride + i * row_stride + j * col_stride];
-  }
-};
-/// Refers to the transpose of rounded rows: a weight as `linear` multiplies by it. The storage is in the type, so that
-/// no thread asks for it in each step.
-template <class T, Storage storage>
-struct StoredColumns {
-  StoredRows<T> rows;  ///< row j is column j of the operand
-  /// Returns element (i, j).
-  LACONIC_DEVICE T operator()(Index, Index i, Index j) const {
-    StoredRows<T> known = rows;
-    known.storage = storage;
-    return known.row(j)[i];
-  }
-};
-/// Says whether neighbours along a row of an operand are neighbours in memory, rather than those along a column.
-template <class T>
-constexpr bool has_contiguous_rows(const GemmOperand<T>& x) {
-  return x.col_stride == 1;
-}
-/// Says that neighbours along a column are neighbours in memory.
-template <class T, Storage storage>
-constexpr bool has_contiguous_rows(const StoredColumns<T, storage>&) {
-  return false;
-}
 
 /// Gives the sizes of C (rows, cols) = A (rows, depth) B (depth, cols), computed for each of `batches`.
 struct GemmSize {
@@ -77,15 +41,21 @@ struct GemmEpilogue {
 };
 
 /// Computes one tile of C in each block (x: tiles of all batches; y: parts of the depth). A thread computes a square of
-/// elements. Tiles of A and B are in shared memory while those of the next step are on their way to registers. Chunks
-/// are added up in Sum. The sums of several parts go to `parts`, and those of a single one to C.
+/// elements. There are two tiles of A and of B in shared memory: while those of one step are multiplied, those of the
+/// next are on their way through registers. Chunks are added up in Sum. The sums of several parts go to `parts`, and
+/// those of a single one to C.
 template <class T, class B, class Sum, int Side>
 struct Gemm {
   static constexpr int threads = 256, across = 16, own = Side / across;  // own x own elements of a thread
-  static constexpr int step = Side == 64 ? 16 : 64, loads = Side * step / threads;
+  static constexpr int step = Side == 16 ? 128 : 16;
   static constexpr Index chunk = 256;
-  static constexpr int pitch = Side + 4;  // a row of a tile in shared memory: fewer conflicts of banks
-  static_assert(chunk % step == 0 && Side % across == 0 && Side * step % threads == 0);
+  // A thread of a small tile reads neighbours along the depth from shared memory, and one of a large tile along the
+  // sides: `together` elements at a time, those of the other threads between them.
+  static constexpr bool by_side = own == 1;
+  static constexpr int together = own < vector_size<T> ? own : vector_size<T>;
+  static_assert(chunk % step == 0 && Side % across == 0 && own % together == 0);
+  using TilesA = GemmTiles<T, GemmOperand<T>, true, threads, Side, step, by_side>;
+  using TilesB = GemmTiles<T, B, false, threads, Side, step, by_side>;
 
   GemmSize size;
   GemmOperand<T> a;
@@ -97,19 +67,15 @@ struct Gemm {
   RowSplit split;  // of the depth
   double* parts;   // (parts, batches, rows, cols), or null
 
-  /// Returns the bytes of shared memory of a block: the tiles of A and B, and later that of C.
+  /// Returns the bytes of shared memory of a block: two tiles of A and of B, and later that of C.
   static constexpr std::size_t shared_bytes() {
-    return std::max(std::size_t{2} * step * pitch * sizeof(T), std::size_t{Side} * Side * sizeof(Sum));
+    return std::max(std::size_t{4} * TilesA::values * sizeof(T), std::size_t{Side} * Side * sizeof(Sum));
   }
   /// Returns the tiles of C of one batch.
   static constexpr Index tiles(const GemmSize& size) { return pieces(size.rows, Side) * pieces(size.cols, Side); }
 
   static constexpr auto own_values = static_cast<std::size_t>(own);
-  struct alignas(own_values * sizeof(T) < 16 ? own_values * sizeof(T) : 16) Values {
-    T v[own_values];
-  };
   struct State {
-    T next_a[static_cast<std::size_t>(loads)], next_b[static_cast<std::size_t>(loads)];
     T chunk_sum[own_values * own_values];
     Sum sum[own_values * own_values];
   };
@@ -120,8 +86,10 @@ struct Gemm {
     const Index begin = split.begin(part) * chunk, after = split.end(part) * chunk;
     const Index end = after < size.depth ? after : size.depth;
     std::byte* memory = block.template shared<std::byte>(shared_bytes());
-    T *a_tile = reinterpret_cast<T*>(memory), *b_tile = a_tile + step * pitch;
+    T* staged = reinterpret_cast<T*>(memory);
     Sum* c_tile = reinterpret_cast<Sum*>(memory);
+    const TilesA of_a{a, batch, row, size.rows, end, a_rows};
+    const TilesB of_b{b, batch / size.sharing, col, size.cols, end, !b_rows};
     PerThread<State> state(block);
     block.each([&](int t) {
       State& s = state[t];
@@ -130,28 +98,24 @@ struct Gemm {
         s.chunk_sum[i] = T(0);
         s.sum[i] = Sum(0);
       }
-      fetch(s, t, batch, row, col, begin, end);
+      of_a.put(t, of_a.fetch(t, begin), staged);
+      of_b.put(t, of_b.fetch(t, begin), staged + TilesA::values);
     });
+    int now = 0, next = 2 * TilesA::values;  // where tiles are staged
     for (Index k = begin; k < end; k += step) {
-      block.each([&](int t) {
-        LACONIC_UNROLL_DEVICE
-        for (int i = 0; i < loads; ++i) {
-          const int e = t + i * threads;
-          a_tile[depth_of(e, a_rows) * pitch + side_of(e, a_rows)] = state[t].next_a[i];
-          b_tile[depth_of(e, !b_rows) * pitch + side_of(e, !b_rows)] = state[t].next_b[i];
-        }
-      });
-      const bool ends_chunk = (k - begin + step) % chunk == 0 || k + step >= end;
+      const bool goes_on = k + step < end, ends_chunk = (k - begin + step) % chunk == 0 || !goes_on;
       block.each([&](int t) {
         State& s = state[t];
-        if (k + step < end) fetch(s, t, batch, row, col, k + step, end);
-        LACONIC_UNROLL_DEVICE
-        for (int d = 0; d < step; ++d) {
-          const Values from_a = reinterpret_cast<const Values*>(a_tile + d * pitch)[t / across],
-                       from_b = reinterpret_cast<const Values*>(b_tile + d * pitch)[t % across];
-          LACONIC_UNROLL_DEVICE
-          for (int i = 0; i < own * own; ++i)  // fused in tiles of every size, not as a compiler likes
-            s.chunk_sum[i] = std::fma(from_a.v[i / own], from_b.v[i % own], s.chunk_sum[i]);
+        typename TilesA::Fetched next_a{};
+        typename TilesB::Fetched next_b{};
+        if (goes_on) {
+          next_a = of_a.fetch(t, k + step);
+          next_b = of_b.fetch(t, k + step);
+        }
+        multiply(s.chunk_sum, t, end - k, staged + now, staged + now + TilesA::values);
+        if (goes_on) {
+          of_a.put(t, next_a, staged + next);
+          of_b.put(t, next_b, staged + next + TilesA::values);
         }
         if (!ends_chunk) return;
         LACONIC_UNROLL_DEVICE
@@ -160,47 +124,84 @@ struct Gemm {
           s.chunk_sum[i] = T(0);
         }
       });
+      const int last = now;
+      now = next;
+      next = last;
     }
     // Through shared memory, neighbours are written by neighbouring threads.
     block.each([&](int t) {
       LACONIC_UNROLL_DEVICE
       for (int i = 0; i < own * own; ++i)
-        c_tile[(t / across * own + i / own) * Side + t % across * own + i % own] = state[t].sum[i];
+        c_tile[place(t / across, i / own) * Side + place(t % across, i % own)] = state[t].sum[i];
     });
+    constexpr int written = vector_size<T>;
+    const bool vectors = are_aligned<written>(c.data, bias) && are_aligned<written>(parts) &&
+                         are_multiples<written>(size.cols, c.row_stride, c.batch_stride);
     block.each([&](int t) {
-      for (int e = t; e < Side * Side; e += threads) {
+      for (int e = t * written; e < Side * Side; e += threads * written) {
         const Index r = row + e / Side, n = col + e % Side;
-        if (r < size.rows && n < size.cols) put(batch, part, r, n, c_tile[e]);
+        if (r >= size.rows) return;
+        if (vectors && n < size.cols) put<written>(batch, part, r, n, c_tile + e);
+        if (vectors) continue;
+        for (int i = 0; i < written && n + i < size.cols; ++i) put<1>(batch, part, r, n + i, c_tile + e + i);
       }
     });
   }
 
  private:
-  /// Returns the place along the depth of value e of a tile, whose neighbours are neighbours in memory.
-  LACONIC_DEVICE static int depth_of(int e, bool along_depth) { return along_depth ? e % step : e / Side; }
-  /// Returns its place along the side.
-  LACONIC_DEVICE static int side_of(int e, bool along_depth) { return along_depth ? e / step : e % Side; }
-  /// Reads the values of thread t of the tiles at k. What is outside the matrices is zero.
-  LACONIC_DEVICE void fetch(State& s, int t, Index batch, Index row, Index col, Index k, Index end) const {
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < loads; ++i) {
-      const int e = t + i * threads;
-      const Index r = row + side_of(e, a_rows), a_k = k + depth_of(e, a_rows);
-      const Index n = col + side_of(e, !b_rows), b_k = k + depth_of(e, !b_rows);
-      s.next_a[i] = r < size.rows && a_k < end ? a(batch, r, a_k) : T(0);
-      s.next_b[i] = n < size.cols && b_k < end ? b(batch / size.sharing, b_k, n) : T(0);
+  /// Returns the place along a side of element i of thread u along that side.
+  LACONIC_DEVICE static int place(int u, int i) { return (i / together * across + u) * together + i % together; }
+  /// Adds the products of one step to the sums of thread t. `depth` is what is left of it. They are fused in tiles of
+  /// every size, not as a compiler likes.
+  LACONIC_DEVICE static void multiply(T* sums, int t, Index depth, const T* a_tile, const T* b_tile) {
+    constexpr int pitch = TilesA::pitch;
+    if constexpr (by_side) {
+      constexpr int some = 16;  // more at a time would take more registers than there are for all blocks
+      for (int begin = 0; begin < step && begin < depth; begin += some) {
+        LACONIC_UNROLL_DEVICE
+        for (int d = begin; d < begin + some; d += vector_size<T>) {
+          const auto from_a = load<vector_size<T>>(a_tile + t / across * pitch + d),
+                     from_b = load<vector_size<T>>(b_tile + t % across * pitch + d);
+          LACONIC_UNROLL_DEVICE
+          for (int n = 0; n < vector_size<T>; ++n) sums[0] = std::fma(from_a[n], from_b[n], sums[0]);
+        }
+      }
+    } else {
+      LACONIC_UNROLL_DEVICE
+      for (int d = 0; d < step; ++d) {
+        Vector<T, own> from_a, from_b;
+        LACONIC_UNROLL_DEVICE
+        for (int i = 0; i < own; i += together) {
+          const auto some_a = load<together>(a_tile + d * pitch + place(t / across, i)),
+                     some_b = load<together>(b_tile + d * pitch + place(t % across, i));
+          LACONIC_UNROLL_DEVICE
+          for (int n = 0; n < together; ++n) {
+            from_a[i + n] = some_a[n];
+            from_b[i + n] = some_b[n];
+          }
+        }
+        LACONIC_UNROLL_DEVICE
+        for (int i = 0; i < own * own; ++i) sums[i] = std::fma(from_a[i / own], from_b[i % own], sums[i]);
+      }
     }
   }
-  /// Writes one sum where it belongs.
-  LACONIC_DEVICE void put(Index batch, Index part, Index r, Index n, Sum sum) const {
-    if (parts != nullptr) {
-      parts[((part * size.batches + batch) * size.rows + r) * size.cols + n] = static_cast<double>(sum);
-      return;
+  /// Writes N sums of row r, from column n on, where they belong.
+  template <int N>
+  LACONIC_DEVICE void put(Index batch, Index part, Index r, Index n, const Sum* sums) const {
+    if (parts != nullptr)
+      return map<N>(
+          parts + ((part * size.batches + batch) * size.rows + r) * size.cols + n,
+          [](Sum sum) { return static_cast<double>(sum); }, sums);
+    Vector<T, N> of_bias{};
+    if (bias != nullptr) of_bias = load<N>(bias + batch / size.sharing * size.cols + n);
+    Vector<T, N> out;
+    LACONIC_UNROLL_DEVICE
+    for (int i = 0; i < N; ++i) {
+      T value = static_cast<T>(sums[i]);
+      if (bias != nullptr) value += of_bias[i];
+      out[i] = has_activation ? activate(activation, value) : value;
     }
-    T* to = c.data + batch * c.batch_stride + r * c.row_stride + n;
-    T value = static_cast<T>(sum);
-    if (bias != nullptr) value += bias[batch / size.sharing * size.cols + n];
-    *to = has_activation ? activate(activation, value) : value;
+    store(c.data + batch * c.batch_stride + r * c.row_stride + n, out);
   }
 };
 

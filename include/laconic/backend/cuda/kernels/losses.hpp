@@ -2,7 +2,8 @@
 #pragma once
 
 #include <laconic/backend/cuda/kernels/columns.hpp>
-#include <laconic/backend/cuda/kernels/norm.hpp>
+#include <laconic/backend/cuda/kernels/held_rows.hpp>
+#include <laconic/backend/cuda/kernels/map.hpp>
 
 #include <cmath>
 #include <limits>
@@ -22,19 +23,28 @@ struct LogSoftmax {
   Index cols;
   bool exponentials;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const T* from = x + block.x() * cols;
+    HeldRows<T, threads, 4> from(block, cols, x + block.x() * cols);
     T* to = y + block.x() * cols;
     PerThread<T> best(block);
     block.each([&](int t) {
       T max = -std::numeric_limits<T>::infinity();
-      for (Index c = t; c < cols; c += threads) max = max != max || max > from[c] ? max : from[c];  // NaN stays
+      from.each(t, [&](Index c, const auto& v) {
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k)
+          if (c + k < cols) max = max != max || max > v[0][k] ? max : v[0][k];  // NaN stays
+      });
       best[t] = max;
     });
     const T max = block.max(best);
-    const T logsumexp = max + std::log(sum_over<T>(block, cols, [&](Index c) { return std::exp(from[c] - max); }));
+    const T logsumexp = max + std::log(from.sum([&](T v) { return std::exp(v - max); }));
     block.each([&](int t) {
-      for (Index c = t; c < cols; c += threads)
-        to[c] = exponentials ? std::exp(from[c] - logsumexp) : from[c] - logsumexp;
+      from.each(t, [&](Index c, const auto& v) {
+        Vector<T> out;
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k)
+          out[k] = exponentials ? std::exp(v[0][k] - logsumexp) : v[0][k] - logsumexp;
+        store_within(to, c, cols, out);
+      });
     });
   }
 };
@@ -47,11 +57,16 @@ struct LogSoftmaxBackward {
   T* dx;
   Index cols;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const T *g = dy + block.x() * cols, *of = y + block.x() * cols;
+    HeldRows<T, threads, 2, 2> from(block, cols, dy + block.x() * cols, y + block.x() * cols);
     T* to = dx + block.x() * cols;
-    const T sum = sum_over<T>(block, cols, [&](Index c) { return g[c]; });
+    const T sum = from.sum([](T g) { return g; });
     block.each([&](int t) {
-      for (Index c = t; c < cols; c += threads) to[c] = g[c] - std::exp(of[c]) * sum;
+      from.each(t, [&](Index c, const auto& v) {
+        Vector<T> out;
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k) out[k] = v[0][k] - std::exp(v[1][k]) * sum;
+        store_within(to, c, cols, out);
+      });
     });
   }
 };
@@ -71,36 +86,48 @@ struct CrossEntropy {
     const T* row = log_probs + block.x() * cols;
     const int target = targets[block.x()];
     T loss = target == ignored ? T(0) : -on_target * row[target];
-    if (on_all > 0 && target != ignored) loss -= on_all * sum_over<T>(block, cols, [&](Index c) { return row[c]; });
+    if (on_all > 0 && target != ignored) loss -= on_all * sum_over<T>(block, row, cols, [](T v) { return v; });
     block.one([&] { losses[block.x()] = loss; });
   }
 };
-/// Computes one element of the derivative of `CrossEntropy` by the logits, from that by the losses (rows).
+/// Computes elements of the derivative of `CrossEntropy` by the logits, from that by the losses (rows).
 template <class T>
 struct CrossEntropyBackward {
+  static constexpr int together = vector_size<T>;
   const T *dlosses, *log_probs;
   const int* targets;
   T* dx;
   Index cols;
   int ignored;
   T on_target, on_all;
-  LACONIC_DEVICE void operator()(Index i) const {
+  bool in_vectors() const { return are_aligned<together>(log_probs, dx) && are_multiples<together>(cols); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
     const Index r = i / cols;
     const int target = targets[r];
     const T d = target == ignored ? T(0) : dlosses[r];
-    const T wanted = i % cols == target ? on_all + on_target : on_all;
-    dx[i] = d * (std::exp(log_probs[i]) - wanted);
+    Index c = i % cols;
+    const auto one = [&](T log_prob) {
+      return d * (std::exp(log_prob) - (c++ == target ? on_all + on_target : on_all));
+    };
+    map<N>(dx + i, one, log_probs + i);
   }
 };
 
 /// Computes y = factor[n] * x for the rows of each sequence n (see `EachColumn`).
 template <class T>
 struct ScaleSequences {
+  static constexpr int together = vector_size<T>;
   const T *x, *factor;
   T* y;
   Index cols;
   LACONIC_DEVICE void operator()(Index n, Index c, Index row, Index end, Index step) const {
-    for (; row < end; row += step) y[row * cols + c] = factor[n] * x[row * cols + c];
+    for (; row < end; row += step) {
+      Vector<T> v = load_within(x + row * cols, c, cols);
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < together; ++k) v[k] *= factor[n];
+      store_within(y + row * cols, c, cols, v);
+    }
   }
 };
 
@@ -127,10 +154,17 @@ struct Divide {
 /// Writes dx[i] = dy[0] / size, or 0 for an infinite x[i].
 template <class T>
 struct MeanFiniteBackward {
+  static constexpr int together = vector_size<T>;
   const T *dy, *x;
   T* dx;
   T size;
-  LACONIC_DEVICE void operator()(Index i) const { dx[i] = std::isinf(x[i]) ? T(0) : dy[0] / size; }
+  bool in_vectors() const { return are_aligned<together>(x, dx); }
+  template <int N>
+  LACONIC_DEVICE void at(Index i) const {
+    const T d = dy[0] / size;
+    map<N>(
+        dx + i, [&](T v) { return std::isinf(v) ? T(0) : d; }, x + i);
+  }
 };
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/block.hpp>
+#include <laconic/backend/cuda/kernels/held_rows.hpp>
 
 #include <cmath>
 
@@ -10,18 +10,6 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
-
-/// Returns the sum of f(i) for i in [0, size), in every thread.
-template <class T, class F>
-LACONIC_DEVICE T sum_over(Block& block, Index size, F f) {
-  PerThread<T> part(block);
-  block.each([&](int t) {
-    T sum = 0;
-    for (Index i = t; i < size; i += block.threads()) sum += f(i);
-    part[t] = sum;
-  });
-  return block.sum(part);
-}
 
 /// Computes y = (x - mean) / sqrt(variance + eps) * weight + bias for each row of x (rows, cols) (Ba et al. 2016).
 /// weight and bias (cols). Writes mean and 1/std of each row to moments (rows, 2) unless it is null.
@@ -33,14 +21,20 @@ struct LayerNorm {
   Index cols;
   T eps;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const T* from = x + block.x() * cols;
+    HeldRows<T, threads, 8> from(block, cols, x + block.x() * cols);
     T* to = y + block.x() * cols;
     const T n = static_cast<T>(cols);
-    const T mean = sum_over<T>(block, cols, [&](Index c) { return from[c]; }) / n;
-    const T square = sum_over<T>(block, cols, [&](Index c) { return (from[c] - mean) * (from[c] - mean); });
+    const T mean = from.sum([](T v) { return v; }) / n;
+    const T square = from.sum([&](T v) { return (v - mean) * (v - mean); });
     const T inverse = T(1) / std::sqrt(square / n + eps);
     block.each([&](int t) {
-      for (Index c = t; c < cols; c += threads) to[c] = (from[c] - mean) * inverse * weight[c] + bias[c];
+      from.each(t, [&](Index c, const auto& v) {
+        const Vector<T> w = load_within(weight, c, cols), b = load_within(bias, c, cols);
+        Vector<T> out;
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k) out[k] = (v[0][k] - mean) * inverse * w[k] + b[k];
+        store_within(to, c, cols, out);
+      });
     });
     if (moments == nullptr) return;
     block.one([&] {
@@ -58,14 +52,33 @@ struct LayerNormBackward {
   T* dx;
   Index cols;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const T *g = dy + block.x() * cols, *from = x + block.x() * cols;
+    HeldRows<T, threads, 4, 2> from(block, cols, dy + block.x() * cols, x + block.x() * cols);
     T* to = dx + block.x() * cols;
     const T n = static_cast<T>(cols), mean = moments[2 * block.x()], inverse = moments[2 * block.x() + 1];
-    const T sum = sum_over<T>(block, cols, [&](Index c) { return g[c] * weight[c]; }) / n;
-    const T dot = sum_over<T>(block, cols, [&](Index c) { return g[c] * weight[c] * (from[c] - mean) * inverse; }) / n;
+    PerThread<T> sums(block), dots(block);
     block.each([&](int t) {
-      for (Index c = t; c < cols; c += threads)
-        to[c] = inverse * (g[c] * weight[c] - sum - (from[c] - mean) * inverse * dot);
+      T sum_of_thread = 0, dot_of_thread = 0;
+      from.each(t, [&](Index c, const auto& v) {
+        const Vector<T> w = load_within(weight, c, cols);
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k) {
+          sum_of_thread += v[0][k] * w[k];
+          dot_of_thread += v[0][k] * w[k] * (v[1][k] - mean) * inverse;
+        }
+      });
+      sums[t] = sum_of_thread;
+      dots[t] = dot_of_thread;
+    });
+    const T sum = block.sum(sums) / n, dot = block.sum(dots) / n;
+    block.each([&](int t) {
+      from.each(t, [&](Index c, const auto& v) {
+        const Vector<T> w = load_within(weight, c, cols);
+        Vector<T> out;
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k)
+          out[k] = inverse * (v[0][k] * w[k] - sum - (v[1][k] - mean) * inverse * dot);
+        store_within(to, c, cols, out);
+      });
     });
   }
 };
@@ -80,12 +93,18 @@ struct RmsNorm {
   Index cols;
   T eps;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const T* from = x + block.x() * cols;
+    HeldRows<T, threads, 8> from(block, cols, x + block.x() * cols);
     T* to = y + block.x() * cols;
-    const T square = sum_over<T>(block, cols, [&](Index c) { return from[c] * from[c]; });
+    const T square = from.sum([](T v) { return v * v; });
     const T inverse = T(1) / std::sqrt(square / static_cast<T>(cols) + eps);
     block.each([&](int t) {
-      for (Index c = t; c < cols; c += threads) to[c] = from[c] * inverse * weight[c];
+      from.each(t, [&](Index c, const auto& v) {
+        const Vector<T> w = load_within(weight, c, cols);
+        Vector<T> out;
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k) out[k] = v[0][k] * inverse * w[k];
+        store_within(to, c, cols, out);
+      });
     });
     if (inverses != nullptr) block.one([&] { inverses[block.x()] = inverse; });
   }
@@ -99,12 +118,28 @@ struct RmsNormBackward {
   T* dx;
   Index cols;
   LACONIC_DEVICE void operator()(Block& block) const {
-    const T *g = dy + block.x() * cols, *from = x + block.x() * cols, inverse = inverses[block.x()];
+    HeldRows<T, threads, 4, 2> from(block, cols, dy + block.x() * cols, x + block.x() * cols);
+    const T inverse = inverses[block.x()];
     T* to = dx + block.x() * cols;
-    const T dot = sum_over<T>(block, cols, [&](Index c) { return g[c] * weight[c] * from[c]; }) / static_cast<T>(cols);
-    const T along = dot * inverse * inverse * inverse;
+    PerThread<T> dots(block);
     block.each([&](int t) {
-      for (Index c = t; c < cols; c += threads) to[c] = g[c] * weight[c] * inverse - from[c] * along;
+      T dot = 0;
+      from.each(t, [&](Index c, const auto& v) {
+        const Vector<T> w = load_within(weight, c, cols);
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k) dot += v[0][k] * w[k] * v[1][k];
+      });
+      dots[t] = dot;
+    });
+    const T along = block.sum(dots) / static_cast<T>(cols) * inverse * inverse * inverse;
+    block.each([&](int t) {
+      from.each(t, [&](Index c, const auto& v) {
+        const Vector<T> w = load_within(weight, c, cols);
+        Vector<T> out;
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < vector_size<T>; ++k) out[k] = v[0][k] * w[k] * inverse - v[1][k] * along;
+        store_within(to, c, cols, out);
+      });
     });
   }
 };

@@ -38,23 +38,20 @@ struct PackRows {
   Operand from;
   E* to;                      ///< (batches * rows, stride)
   Index rows, depth, stride;  ///< rows and elements of one batch, and elements from a packed row to the next
-  bool aligned;               ///< whether each row is of floats and begins at a multiple of 16 bytes
   LACONIC_DEVICE void operator()(Index i) const {
     using Chunk = TensorChunk<E>;
     const Index chunks = stride / Chunk::count, row = i / chunks % rows, batch = i / chunks / rows,
                 k = i % chunks * Chunk::count;
-    if constexpr (std::same_as<Operand, GemmOperand<float>>)
-      if (aligned && k + Chunk::count <= depth) {
-        const auto* const source =
-            reinterpret_cast<const FourFloats*>(from.data + batch * from.batch_stride + row * from.row_stride + k);
-        FourFloats values[std::size_t{Chunk::count / 4}];
-        LACONIC_UNROLL_DEVICE
-        for (int v = 0; v < Chunk::count / 4; ++v) values[v] = source[v];
-        reinterpret_cast<Chunk*>(to)[i] = Chunk::rounded([&](int e) { return values[e / 4].value[e % 4]; });
-        return;
-      }
-    reinterpret_cast<Chunk*>(to)[i] =
-        Chunk::rounded([&](int e) { return k + e < depth ? from(batch, row, k + e) : 0.0f; });
+    Vector<float> values[std::size_t{Chunk::count / 4}];
+    if (k + Chunk::count <= depth && from.template in_vectors<4>(true)) {
+      LACONIC_UNROLL_DEVICE
+      for (int v = 0; v < Chunk::count / 4; ++v) values[v] = from.template load<4>(batch, row, k + 4 * v);
+    } else {
+      LACONIC_UNROLL_DEVICE
+      for (int e = 0; e < Chunk::count; ++e)
+        values[e / 4][e % 4] = k + e < depth ? from.template load<1>(batch, row, k + e)[0] : 0.0f;
+    }
+    reinterpret_cast<Chunk*>(to)[i] = Chunk::rounded([&](int e) { return values[e / 4][e % 4]; });
   }
 };
 
@@ -66,7 +63,6 @@ struct PackColumns {
   GemmOperand<float> from;
   E* to;                      ///< (batches * rows, stride)
   Index rows, depth, stride;  ///< rows and elements of one batch, and elements from a packed row to the next
-  bool aligned;               ///< whether each column begins at a multiple of 16 bytes
 
   /// Returns the tiles of a batch.
   constexpr Index tiles() const { return pieces(rows, side) * pieces(stride, side); }
@@ -77,20 +73,20 @@ struct PackColumns {
     using Chunk = TensorChunk<E>;
     const Index down = pieces(rows, side), first = block.x() % down * side, k = block.x() / down * side,
                 batch = block.y();
+    const bool aligned = from.template in_vectors<4>(false);
     float* const tile = block.template shared<float>(side * pitch);
     block.each([&](int t) {
       LACONIC_UNROLL_DEVICE
       for (int n = 0; n < side * side / 4 / threads; ++n) {
         const int at = t + n * threads, i = at % (side / 4) * 4, j = at / (side / 4);
-        FourFloats four{};
+        Vector<float> four{};
         if (aligned && k + j < depth && first + i + 4 <= rows)
-          four = *reinterpret_cast<const FourFloats*>(from.data + batch * from.batch_stride + first + i +
-                                                      (k + j) * from.col_stride);
+          four = from.template load<4>(batch, first + i, k + j);
         else
           for (int e = 0; e < 4; ++e)
-            if (k + j < depth && first + i + e < rows) four.value[e] = from(batch, first + i + e, k + j);
+            if (k + j < depth && first + i + e < rows) four[e] = from.template load<1>(batch, first + i + e, k + j)[0];
         LACONIC_UNROLL_DEVICE
-        for (int e = 0; e < 4; ++e) tile[(i + e) * pitch + j] = four.value[e];
+        for (int e = 0; e < 4; ++e) tile[(i + e) * pitch + j] = four[e];
       }
     });
     block.each([&](int t) {

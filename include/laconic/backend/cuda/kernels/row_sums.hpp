@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/block.hpp>
+#include <laconic/backend/cuda/kernels/held_rows.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -49,11 +49,29 @@ struct RowSplit {
   constexpr Index end(Index part) const { return (part + 1) * each < chunks ? (part + 1) * each : chunks; }
 };
 
+/// Adds up sums (lanes, 32) of 32 columns, which are in shared memory, and calls f(column, sum) for each column. The
+/// sums are lost.
+template <int lanes, class F>
+LACONIC_DEVICE void add_lanes(Block& block, double* sums, const F& f) {
+  constexpr int some = lanes * warp_threads / 256;  // lanes that a thread of 256 adds up first
+  static_assert(some * 256 == lanes * warp_threads);
+  block.each([&](int t) {
+    double* of_thread = sums + t / warp_threads * some * warp_threads + t % warp_threads;
+    for (int lane = 1; lane < some; ++lane) of_thread[0] += of_thread[lane * warp_threads];
+  });
+  block.each([&](int t) {
+    if (t >= warp_threads) return;
+    double sum = 0;
+    for (int lane = 0; lane < lanes; lane += some) sum += sums[lane * warp_threads + t];
+    f(t, sum);
+  });
+}
+
 /// Writes parts of the sums of the columns of dy (rows, cols). A block sums 32 columns (along x) over the chunks of one
-/// part (along y): 8 interleaved sums of a column, then the sum of these, in double.
+/// part (along y): interleaved sums of vectors of columns, then the sum of these, in double.
 template <class T>
 struct ColumnSums {
-  static constexpr int threads = 256, lanes = threads / warp_threads;
+  static constexpr int threads = 256, across = warp_threads / vector_size<T>, lanes = threads / across;
   static constexpr Index chunk = 256;  ///< rows of a chunk
   const T* dy;
   double* parts;  ///< (parts, cols)
@@ -63,25 +81,27 @@ struct ColumnSums {
   /// Returns the blocks of one part.
   static Index tiles(Index cols) { return pieces(cols, warp_threads); }
   /// Returns the bytes of shared memory of a block.
-  static constexpr std::size_t shared_bytes() { return threads * sizeof(double); }
+  static constexpr std::size_t shared_bytes() { return lanes * warp_threads * sizeof(double); }
 
   LACONIC_DEVICE void operator()(Block& block) const {
-    double* sums = block.template shared<double>(threads);
+    constexpr int together = vector_size<T>;
+    double* sums = block.template shared<double>(lanes * warp_threads);
     const Index first = split.begin(block.y()) * chunk, after = split.end(block.y()) * chunk,
                 end = after < rows ? after : rows;
     block.each([&](int t) {
-      const Index c = block.x() * warp_threads + t % warp_threads;
-      double sum = 0;
-      for (Index r = first + t / warp_threads; c < cols && r < end; r += lanes)
-        sum += static_cast<double>(dy[r * cols + c]);
-      sums[t] = sum;
+      const int in_block = t % across * together;
+      const Index c = block.x() * warp_threads + in_block;
+      Vector<double, together> sum{};
+      for (Index r = first + t / across; c < cols && r < end; r += lanes) {
+        const Vector<T> v = load_within(dy + r * cols, c, cols);
+        LACONIC_UNROLL_DEVICE
+        for (int k = 0; k < together; ++k) sum[k] += static_cast<double>(v[k]);
+      }
+      store(sums + t / across * warp_threads + in_block, sum);
     });
-    block.each([&](int t) {
-      const Index c = block.x() * warp_threads + t;
-      if (t >= warp_threads || c >= cols) return;
-      double sum = 0;
-      for (int lane = 0; lane < lanes; ++lane) sum += sums[lane * warp_threads + t];
-      parts[block.y() * cols + c] = sum;
+    add_lanes<lanes>(block, sums, [&](int column, double sum) {
+      const Index c = block.x() * warp_threads + column;
+      if (c < cols) parts[block.y() * cols + c] = sum;
     });
   }
 };

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cuda/kernels/gemm.hpp>
 #include <laconic/backend/cuda/kernels/row_sums.hpp>
+#include <laconic/backend/cuda/kernels/vectors.hpp>
 #include <laconic/backend/cuda/tensor_cores.hpp>
 
 #include <algorithm>
@@ -84,11 +85,6 @@ struct TensorLines {
                  exists ? bytes : 0);
     }
   }
-};
-
-/// Holds 16 bytes of floats, which are loaded or stored at once.
-struct alignas(16) FourFloats {
-  float value[4];
 };
 
 /// Computes one tile (Rows, Cols) of C in each block (x: tiles of all batches; y: parts of the depth), with Down x
@@ -251,20 +247,20 @@ struct TensorGemm {
       for (int i = 0; i < count; ++i) to[i] = static_cast<double>(sums[i]);
       return;
     }
-    FourFloats four = *reinterpret_cast<const FourFloats*>(sums);
+    auto four = load<4>(sums);
     LACONIC_UNROLL_DEVICE
     for (int i = 0; i < 4; ++i) {
-      if (bias != nullptr && i < count) four.value[i] += bias[batch / size.sharing * size.cols + n + i];
-      if (has_activation) four.value[i] = activate(activation, four.value[i]);
+      if (bias != nullptr && i < count) four[i] += bias[batch / size.sharing * size.cols + n + i];
+      if (has_activation) four[i] = activate(activation, four[i]);
     }
     float* const to = c.data + batch * c.batch_stride + r * c.row_stride + n;
-    if (count == 4 && reinterpret_cast<std::uintptr_t>(to) % 16 == 0) {
-      *reinterpret_cast<FourFloats*>(to) = four;
+    if (count == 4 && are_aligned<4>(to)) {
+      store(to, four);
       return;
     }
     LACONIC_UNROLL_DEVICE
     for (int i = 0; i < 4; ++i)
-      if (i < count) to[i] = four.value[i];
+      if (i < count) to[i] = four[i];
   }
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cuda/kernels/columns.hpp>
-#include <laconic/backend/cuda/kernels/norm.hpp>
+#include <laconic/backend/cuda/kernels/held_rows.hpp>
 #include <laconic/backend/shapes.hpp>
 
 #include <cmath>
@@ -26,19 +26,22 @@ struct ParameterPiece {
   Index at;           ///< first element in a list of the elements of all parameters
 };
 
-/// Calls f(piece, i) for the elements i of all pieces.
+/// Computes the elements of all pieces by F: f.at<N>(piece, i) computes N of a piece, from element i on. N is more than
+/// 1 where f.in_vectors(piece) is true.
 template <class T, class F>
 struct EachElement {
-  static constexpr int threads = 256;
+  static constexpr int threads = 256, together = vector_size<T>;
   const ParameterPiece<T>* pieces;
   Index count;
   F f;
   LACONIC_DEVICE void operator()(Block& block) const {
     const Index number = last_at_most(count, block.x(), [&](Index i) { return pieces[i].first_block; });
     const ParameterPiece<T> piece = pieces[number];
-    const Index begin = (block.x() - piece.first_block) * piece.per_block, end = begin + piece.per_block;
+    const Index begin = (block.x() - piece.first_block) * piece.per_block, left = piece.size - begin;
     block.each([&](int t) {
-      for (Index i = begin + t; i < end && i < piece.size; i += threads) f(piece, i);
+      in_vectors<together>(block, t, left < piece.per_block ? left : piece.per_block,
+                           f.template in_vectors<together>(piece),
+                           [&]<int N>(Index i) { f.template at<N>(piece, begin + i); });
     });
   }
 };
@@ -54,10 +57,8 @@ struct SquaredGradients {
     const Index number = last_at_most(count, block.x(), [&](Index i) { return pieces[i].first_block; });
     const ParameterPiece<T> piece = pieces[number];
     const Index begin = (block.x() - piece.first_block) * piece.per_block, left = piece.size - begin;
-    const double sum = sum_over<double>(block, left < piece.per_block ? left : piece.per_block, [&](Index i) {
-      const double g = static_cast<double>(piece.gradient[begin + i]);
-      return g * g;
-    });
+    const double sum = sum_over<double>(block, piece.gradient + begin, left < piece.per_block ? left : piece.per_block,
+                                        [](T g) { return static_cast<double>(g) * static_cast<double>(g); });
     block.one([&] { parts[block.x()] = sum; });
   }
 };
@@ -65,22 +66,41 @@ struct SquaredGradients {
 /// Zeroes gradients.
 template <class T>
 struct ClearGradient {
-  LACONIC_DEVICE void operator()(const ParameterPiece<T>& p, Index i) const { p.gradient[i] = T(0); }
+  template <int N>
+  LACONIC_DEVICE bool in_vectors(const ParameterPiece<T>& p) const {
+    return are_aligned<N>(p.gradient);
+  }
+  template <int N>
+  LACONIC_DEVICE void at(const ParameterPiece<T>& p, Index i) const {
+    store(p.gradient + i, Vector<T, N>{});
+  }
 };
 /// Copies gradients to a list, and zeroes them.
 template <class T>
 struct TakeGradient {
   T* list;
-  LACONIC_DEVICE void operator()(const ParameterPiece<T>& p, Index i) const {
-    list[p.at + i] = p.gradient[i];
-    p.gradient[i] = T(0);
+  template <int N>
+  LACONIC_DEVICE bool in_vectors(const ParameterPiece<T>& p) const {
+    return are_aligned<N>(p.gradient, list + p.at);
+  }
+  template <int N>
+  LACONIC_DEVICE void at(const ParameterPiece<T>& p, Index i) const {
+    store(list + p.at + i, load<N>(p.gradient + i));
+    store(p.gradient + i, Vector<T, N>{});
   }
 };
 /// Copies a list to gradients.
 template <class T>
 struct PutGradient {
   const T* list;
-  LACONIC_DEVICE void operator()(const ParameterPiece<T>& p, Index i) const { p.gradient[i] = list[p.at + i]; }
+  template <int N>
+  LACONIC_DEVICE bool in_vectors(const ParameterPiece<T>& p) const {
+    return are_aligned<N>(p.gradient, list + p.at);
+  }
+  template <int N>
+  LACONIC_DEVICE void at(const ParameterPiece<T>& p, Index i) const {
+    store(p.gradient + i, load<N>(list + p.at + i));
+  }
 };
 
 /// Changes values and moments by one step of AdamW (Loshchilov and Hutter 2019, algorithm 2), or adds the update of a
@@ -99,18 +119,31 @@ struct AdamWElement {
         rate(static_cast<T>(step.rate())),
         root_scale(static_cast<T>(step.root_scale())),
         eps(static_cast<T>(step.eps)) {}
-  LACONIC_DEVICE void operator()(const ParameterPiece<T>& p, Index i) const {
-    const T gradient = p.gradient[i];
-    p.gradient[i] = T(0);
+  template <int N>
+  LACONIC_DEVICE bool in_vectors(const ParameterPiece<T>& p) const {
+    return are_aligned<N>(p.value, p.gradient, p.first, p.second);
+  }
+  template <int N>
+  LACONIC_DEVICE void at(const ParameterPiece<T>& p, Index i) const {
+    const Vector<T, N> gradient = load<N>(p.gradient + i);
+    Vector<T, N> value = load<N>(p.value + i);
+    store(p.gradient + i, Vector<T, N>{});
     if (p.first == nullptr) {
-      p.value[i] += gradient;
-      return;
+      LACONIC_UNROLL_DEVICE
+      for (int k = 0; k < N; ++k) value[k] += gradient[k];
+      return store(p.value + i, value);
     }
-    const T g = scale * gradient;
-    const T first = beta1 * p.first[i] + rest1 * g, second = beta2 * p.second[i] + rest2 * g * g;
-    p.first[i] = first;
-    p.second[i] = second;
-    p.value[i] = p.kept * p.value[i] - rate * first / (std::sqrt(second) * root_scale + eps);
+    Vector<T, N> first = load<N>(p.first + i), second = load<N>(p.second + i);
+    LACONIC_UNROLL_DEVICE
+    for (int k = 0; k < N; ++k) {
+      const T g = scale * gradient[k];
+      first[k] = beta1 * first[k] + rest1 * g;
+      second[k] = beta2 * second[k] + rest2 * g * g;
+      value[k] = p.kept * value[k] - rate * first[k] / (std::sqrt(second[k]) * root_scale + eps);
+    }
+    store(p.first + i, first);
+    store(p.second + i, second);
+    store(p.value + i, value);
   }
 };
 
