@@ -74,7 +74,8 @@ TEMPLATE_LIST_TEST_CASE("models in every precision of products", "[cuda]", Model
 
     Streams<TestType, Cuda<float>> streams(model, {.capacity = 2}, gpu.settings());
     CHECK(streams.context().precision() == precision);
-    const std::array first{streams.open()}, both{first[0], streams.open()};
+    const std::array first{streams.open()};
+    const std::array both{first[0], streams.open()};
     std::vector<Matrix<float>> parts;
     Matrix<float> streamed(0, 7);
     const auto take = [&](const auto& logits) {
