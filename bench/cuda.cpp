@@ -6,18 +6,21 @@
 //   build/cuda/bench/cuda --benchmark_counters_tabular=true [--benchmark_filter=attend]
 //   build/cuda/bench/cuda --benchmark_out=cuda.json
 //
-// Two roofs are measured first and printed: copying 512 MiB within the device, counted as read and written, and a
-// product of 4096 x 4096 x 4096 in float by laconic's own kernel, which is what its other products can reach. Time is
-// that of 10 calls in a row, from the first launch until the last has ended, so that launches overlap as in a model.
-// "of_copy" is the percentage of the copy's bandwidth at which the operands and results of a call, counted once, went
-// through memory.
+// Roofs are measured first and printed: copying 512 MiB within the device, counted as read and written, and products of
+// 4096 x 4096 x 4096 in float, TF32 and bf16 by cuBLAS. Names end with the precision of products (ProductPrecision).
+// Time is that of 10 calls in a row, from the first launch until the last has ended, so that launches overlap as in a
+// model. "of_copy" and "of_product" are percentages of these roofs: of the copy's bandwidth at which the operands and
+// results of a call, counted once, went through memory, and of the product's operations.
 #include <laconic/backend/cuda.hpp>
 #include <laconic/laconic.hpp>
+#include <laconic/model/stream.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 
 #include <benchmark/benchmark.h>
+#include <cublas_v2.h>
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -50,13 +53,18 @@ double seconds_of(Gpu& gpu, const std::function<void()>& call) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / calls;
 }
 
+constexpr ProductPrecision precisions[] = {ProductPrecision::full, ProductPrecision::tf32, ProductPrecision::bf16};
+
 /// Holds the measured bandwidth of a copy, in MB/s.
 double copy_roof = 0;
+/// Holds the measured operations of a product, in TFLOP/s, by precision.
+std::array<double, std::size(precisions)> product_roofs{};
 
 /// Registers a benchmark. setup(gpu) returns the call, which owns its operands.
-void add(const std::string& name, double flop, double mega, std::function<std::function<void()>(Gpu&)> setup) {
+void add(const std::string& name, double flop, double mega, std::function<std::function<void()>(Gpu&)> setup,
+         ProductPrecision precision = ProductPrecision::full) {
   const auto run = [=](benchmark::State& state) {
-    Gpu gpu;
+    Gpu gpu(CudaDevice{.precision = precision});
     const auto call = setup(gpu);
     call();  // warm
     double seconds = 0;
@@ -66,12 +74,61 @@ void add(const std::string& name, double flop, double mega, std::function<std::f
       seconds += one;
     }
     seconds /= static_cast<double>(state.iterations());
-    if (flop > 0) state.counters["TFLOP/s"] = 1e-12 * flop / seconds;
+    if (flop > 0) {
+      const double tera = 1e-12 * flop / seconds;
+      state.counters["TFLOP/s"] = tera;
+      state.counters["of_product"] = 100 * tera / product_roofs[static_cast<std::size_t>(precision)];
+    }
     if (mega > 0) state.counters["of_copy"] = 100 * mega / seconds / copy_roof;
     state.counters["MB"] = 1e-6 * static_cast<double>(gpu.device_arena().peak_bytes());
   };
   benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMicrosecond);
 }
+
+/// Registers a benchmark for each precision of products.
+void add_each(const std::string& name, double flop, double mega,
+              const std::function<std::function<void()>(Gpu&)>& setup) {
+  for (const ProductPrecision precision : precisions)
+    add(text(name, '/', to_name(precision)), flop, mega, setup, precision);
+}
+
+/// Multiplies matrices by cuBLAS: C (rows, out) = A (rows, in) B^T (out, in).
+class CublasProduct {
+ public:
+  CublasProduct(Gpu& gpu, Index rows, Index in, Index out, ProductPrecision precision)
+      : rows_(static_cast<int>(rows)),
+        in_(static_cast<int>(in)),
+        out_(static_cast<int>(out)),
+        precision_(precision),
+        a_(gpu.fill(rows, in, 0.5)),
+        b_(gpu.fill(out, in, 0.5)),
+        c_(gpu.make(rows, out)) {
+    check(cublasCreate(&handle_));
+    check(cublasSetStream(handle_, gpu.stream().queue().handle()));
+  }
+  CublasProduct(const CublasProduct&) = delete;
+  CublasProduct& operator=(const CublasProduct&) = delete;
+  ~CublasProduct() { cublasDestroy(handle_); }
+  void operator()() {
+    // Its matrices are column by column. As bf16 the buffers hold other numbers, which take the same time.
+    const bool is_bf16 = precision_ == ProductPrecision::bf16;
+    const cudaDataType_t type = is_bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cublasComputeType_t compute =
+        precision_ == ProductPrecision::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    const float one = 1, zero = 0;
+    check(cublasGemmEx(handle_, CUBLAS_OP_T, CUBLAS_OP_N, out_, rows_, in_, &one, b_.data(), type, in_, a_.data(), type,
+                       in_, &zero, c_.data(), CUDA_R_32F, out_, compute, CUBLAS_GEMM_DEFAULT));
+  }
+
+ private:
+  static void check(cublasStatus_t status) {
+    require(status == CUBLAS_STATUS_SUCCESS, "cuBLAS: ", cublasGetStatusString(status));
+  }
+  int rows_, in_, out_;
+  ProductPrecision precision_;
+  Tensor a_, b_, c_;
+  cublasHandle_t handle_ = nullptr;
+};
 
 template <class Layer>
 std::shared_ptr<Layer> on(Gpu& gpu, Layer layer) {
@@ -79,15 +136,30 @@ std::shared_ptr<Layer> on(Gpu& gpu, Layer layer) {
   return std::make_shared<Layer>(std::move(layer));
 }
 
+/// Linear layers, whose weights are prepared as products read them, and the same products by cuBLAS.
 void add_products() {
-  for (const auto& [in, out] : {std::pair<Index, Index>{256, 1024}, {1024, 4096}})
+  for (const auto& [in, out] : {std::pair<Index, Index>{256, 1024}, {1024, 1024}, {1024, 4096}})
     for (const Index rows : {1, 32, 1000, 16000})
-      add(text("linear/", in, 'x', out, "/rows:", rows), 2.0 * static_cast<double>(rows * in * out),
-          megabytes({rows * in, in * out, rows * out}), [=, in = in, out = out](Gpu& gpu) {
-            return [&gpu, x = gpu.input(noise(rows, in)), layer = on(gpu, Linear<float>(in, out, Seed(1)))] {
-              (*layer)(gpu, x);
-            };
-          });
+      for (const ProductPrecision precision : precisions) {
+        const std::string shape = text(in, 'x', out, "/rows:", rows, '/', to_name(precision));
+        const double flop = 2.0 * static_cast<double>(rows * in * out);
+        const Index of_weight = precision == ProductPrecision::bf16 ? in * out / 2 : in * out;
+        add(
+            "linear/" + shape, flop, megabytes({rows * in, of_weight, rows * out}),
+            [=, in = in, out = out](Gpu& gpu) {
+              auto layer = std::make_shared<Linear<float>>(in, out, Seed(1));
+              gpu.prepare(*layer, precision == ProductPrecision::bf16 ? Storage::bf16 : Storage::full);
+              return [&gpu, x = gpu.input(noise(rows, in)), layer] { (*layer)(gpu, x); };
+            },
+            precision);
+        add(
+            "cublas/" + shape, flop, 0,
+            [=, in = in, out = out](Gpu& gpu) {
+              const auto product = std::make_shared<CublasProduct>(gpu, rows, in, out, precision);
+              return [=] { (*product)(); };
+            },
+            precision);
+      }
 }
 
 void add_attention() {
@@ -95,38 +167,38 @@ void add_attention() {
   for (const bool positions : {false, true})
     for (const Index rows : {250, 3000}) {
       const double products = positions ? 6 : 4;
-      add(text("attend/", positions ? "relative" : "none", "/rows:", rows),
-          products * static_cast<double>(rows * rows * channels), megabytes({4 * rows * channels}), [=](Gpu& gpu) {
-            const auto x = [&] { return gpu.input(noise(rows, channels)); };
-            RelativeTerm<Tensor, float> term;
-            if (positions) term.table = gpu.input(noise(2 * rows - 1, channels));
-            const AttendShape shape{heads, heads, 0.125};
-            return [&gpu, q = x(), k = x(), v = x(), shape, term, of = Sequences{rows}] {
-              gpu.attend(q, k, v, shape, of, of, term);
-            };
-          });
+      add_each(text("attend/", positions ? "relative" : "none", "/rows:", rows),
+               products * static_cast<double>(rows * rows * channels), megabytes({4 * rows * channels}), [=](Gpu& gpu) {
+                 const auto x = [&] { return gpu.input(noise(rows, channels)); };
+                 RelativeTerm<Tensor, float> term;
+                 if (positions) term.table = gpu.input(noise(2 * rows - 1, channels));
+                 const AttendShape shape{heads, heads, 0.125};
+                 return [&gpu, q = x(), k = x(), v = x(), shape, term, of = Sequences{rows}] {
+                   gpu.attend(q, k, v, shape, of, of, term);
+                 };
+               });
     }
-  // One query a stream, over a latent that all heads share.
-  for (const Index latent : {64, 256, 576})
-    for (const Index streams : {1, 32}) {
-      constexpr Index cached = 4096;
-      add(text("decode/latent:", latent, "/streams:", streams),
-          4.0 * static_cast<double>(streams * cached * heads * latent), megabytes({streams * cached * latent}),
-          [=](Gpu& gpu) {
-            auto cache = std::make_shared<Gpu::Cache>(gpu.make_cache(streams, cached, latent, Storage::full));
-            auto slots = std::make_shared<std::vector<Index>>();
-            for (Index n = 0; n < streams; ++n) slots->push_back(n);
-            const Sequences whole(std::vector<Index>(static_cast<std::size_t>(streams), cached)),
-                one(std::vector<Index>(static_cast<std::size_t>(streams), 1));
-            gpu.append(*cache, *slots, gpu.input(noise(streams * cached, latent)), whole);
-            const AttendShape shape{heads, 1, 0.125};
-            return [&gpu, cache, slots, one, shape, q = gpu.input(noise(streams, heads * latent)),
-                    now = gpu.input(noise(streams, latent))] {
-              const auto keys = gpu.with_cached(*cache, *slots, now, one);
-              gpu.attend(q, keys, keys, shape, one, gpu.cached_lengths(keys, one));
-            };
-          });
-    }
+  // One query a stream, over a latent that all heads share, rounded to bf16 in the cache.
+  for (const Index shared : {16, 128})
+    for (const Index latent : {64, 128, 256, 576})
+      for (const auto& [streams, cached] : {std::pair<Index, Index>{1, 65536}, {64, 4096}})
+        add_each(text("decode/heads:", shared, "/latent:", latent, '/', streams, 'x', cached),
+                 4.0 * static_cast<double>(streams * cached * shared * latent),
+                 megabytes({streams * cached * latent / 2}), [=, streams = streams, cached = cached](Gpu& gpu) {
+                   auto cache = std::make_shared<Gpu::Cache>(gpu.make_cache(streams, cached, latent, Storage::bf16));
+                   auto slots = std::make_shared<std::vector<Index>>();
+                   const Sequences one(std::vector<Index>(static_cast<std::size_t>(streams), 1));
+                   for (Index n = 0; n < streams; ++n) {
+                     slots->push_back(n);
+                     gpu.append(*cache, std::array{n}, gpu.input(noise(cached, latent)), Sequences{cached});
+                   }
+                   const AttendShape shape{shared, 1, 0.125};
+                   return [&gpu, cache, slots, one, shape, q = gpu.input(noise(streams, shared * latent)),
+                           now = gpu.input(noise(streams, latent))] {
+                     const auto keys = gpu.with_cached(*cache, *slots, now, one);
+                     gpu.attend(q, keys, keys, shape, one, gpu.cached_lengths(keys, one));
+                   };
+                 });
 }
 
 void add_others() {
@@ -148,11 +220,11 @@ void add_models() {
   const auto lengths = [](Index each) {
     return Sequences(std::vector<Index>(static_cast<std::size_t>(utterances), each));
   };
-  add("encoder/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
+  add_each("encoder/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
     return [&gpu, x = noise(utterances * frames, 80), of = lengths(frames),
             model = on(gpu, Conformer<Mha<dyn>>(config, Seed(1)))] { (*model)(gpu, gpu.input(x), of); };
   });
-  add("train_step/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
+  add_each("train_step/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
     auto model = std::make_shared<Conformer<Mha<dyn>>>(config, Seed(1));
     gpu.prepare_training(*model);
     auto optimizer = std::make_shared<AdamW<Gpu>>(gpu, AdamWConfig{.weight_decay = 0.01, .clip_norm = 0});
@@ -167,21 +239,51 @@ void add_models() {
   });
 }
 
+/// A push of one chunk of 160 ms to each of so many streams, of an encoder of 12 layers of 256, until its logits are
+/// there.
+void add_streams() {
+  const EncoderConfig config{.d_model = 256,
+                             .num_layers = 12,
+                             .vocab_size = 29,
+                             .num_heads = 4,
+                             .convolution = ConvolutionContext::causal,
+                             .chunk = 4,
+                             .left_context = 64};
+  using Model = Conformer<Mha<dyn>>;
+  for (const Index count : {1, 64, 1024})
+    add_each(text("push/256x12/streams:", count), 0, 0, [=](Gpu& gpu) {
+      const auto model = on(gpu, Model(config, Seed(1)));
+      const auto streams =
+          std::make_shared<Streams<Model, Gpu>>(*model, StreamConfig{.capacity = count}, gpu.settings());
+      std::vector<Index> ids;
+      for (Index n = 0; n < count; ++n) ids.push_back(streams->open());
+      const std::vector<Index> lengths(ids.size(), streams->chunk_rows());
+      const auto push = [=, blocks = Sequences(lengths), x = noise(count * streams->chunk_rows(), 80)] {
+        const auto logits = streams->push(ids, x, blocks);
+        streams->context().stream().wait();
+      };
+      for (int i = 0; i < 32; ++i) push();  // until the caches are full
+      return [push, model] { push(); };
+    });
+}
+
 void measure_roofs() {
   Gpu gpu;
   constexpr Index side = 4096, megs = 512;
   const Tensor from = gpu.fill(megs, 1 << 18, 1);
   Tensor to = gpu.make(megs, 1 << 18);
-  const auto copy = [&] { gpu.copy_rows(from, 0, megs, to, 0); };
+  const auto copy = [&] { gpu.copy_rows(from, to, std::array{RowRange{0, megs, 0}}); };
   copy();
   copy_roof = 2 * megabytes({from.size()}) / seconds_of(gpu, copy);
-  Linear<float> layer(side, side, Seed(1));
-  gpu.prepare(layer);
-  const Tensor x = gpu.input(noise(side, side));
-  const auto product = [&] { layer(gpu, x); };
-  product();
-  const double flop = 2.0 * static_cast<double>(side) * side * side / seconds_of(gpu, product);
-  std::printf("copy %.0f GB/s, product %.1f TFLOP/s\n", 1e-3 * copy_roof, 1e-12 * flop);
+  std::printf("copy %.0f GB/s, products", 1e-3 * copy_roof);
+  for (const ProductPrecision precision : precisions) {
+    CublasProduct product(gpu, side, side, side, precision);
+    product();
+    double& roof = product_roofs[static_cast<std::size_t>(precision)];
+    roof = 1e-12 * 2.0 * static_cast<double>(side) * side * side / seconds_of(gpu, [&] { product(); });
+    std::printf(" %.0f (%s)", roof, to_name(precision).data());
+  }
+  std::printf(" TFLOP/s\n");
 }
 
 }  // namespace
@@ -199,5 +301,6 @@ int main(int argc, char** argv) {
   add_attention();
   add_others();
   add_models();
+  add_streams();
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -13,7 +13,11 @@ struct DeviceOption {
   std::string name = "cpu";
 
   void add_to(CLI::App& command) {
-    command.add_option("--device", name, "cpu, cuda, cuda:N, or auto: a GPU if there is one (see `laconic devices`)")
+    command
+        .add_option(
+            "--device", name,
+            "cpu, cuda, cuda:N, or auto: a GPU if there is one (see `laconic devices`); cuda,bf16 and cuda,tf32 "
+            "round products, for tensor cores")
         ->capture_default_str()
         ->check(CLI::Validator(
             [](std::string& given) {

@@ -606,6 +606,18 @@ constexpr auto enum_names(Storage) {
   return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
 }
 
+/// Says how a GPU rounds the operands of products of floats before it multiplies them. Sums are in float.
+enum class ProductPrecision {
+  full,  ///< not at all
+  tf32,  ///< to 10 bits of mantissa, for tensor cores
+  bf16   ///< to 7 bits of mantissa, for tensor cores: twice as fast as tf32
+};
+/// Names the values of ProductPrecision.
+constexpr auto enum_names(ProductPrecision) {
+  return std::to_array<EnumName<ProductPrecision>>(
+      {{ProductPrecision::full, "float"}, {ProductPrecision::tf32, "tf32"}, {ProductPrecision::bf16, "bf16"}});
+}
+
 /// Holds the upper 16 bits of a float.
 struct Bf16 {
   std::uint16_t bits;  ///< sign, 8 bits of exponent, 7 of mantissa

@@ -364,11 +364,16 @@ TEST_CASE("devices have names", "[recognizer]") {
   CHECK(Device::named("cpu") == Device{});
   CHECK(Device{}.name() == "cpu");
   CHECK(Device{2}.name() == "cuda:2");
+  CHECK(Device{1, ProductPrecision::bf16}.name() == "cuda:1,bf16");
   CHECK(devices().front().device == Device{});
   CHECK_THROWS_WITH(Device::named("gpu"), "device: 'gpu' given, cpu, cuda, cuda:N or auto expected");
   CHECK_THROWS_WITH(Device::named("cuda:one"), "device: 'cuda:one' given, cuda and a number expected: cuda:0");
+  CHECK_THROWS_WITH(Device::named("cpu,bf16"),
+                    "device: 'cpu,bf16' given, cpu expected: the processor does not round products");
+  CHECK_THROWS_WITH(Device::named("cuda,half"),
+                    "device: 'cuda,half' given, one of float, tf32, bf16 expected after the comma");
   if (has_cuda()) return;
-  CHECK(Device::named("auto") == Device{});
+  CHECK(Device::named("auto,bf16") == Device{});
   CHECK_THROWS_WITH(Device::named("cuda"),
                     "device: cuda given to a library that was built without CUDA (-DLACONIC_CUDA=ON builds it in)");
 }

@@ -33,6 +33,7 @@ namespace laconic {
 template <class T>
 struct OnCuda : Cuda<T> {
   explicit OnCuda(int = 0) {}
+  explicit OnCuda(const CudaDevice& device) : Cuda<T>(device) {}
 };
 template <class T>
 using Backends = std::tuple<OnCuda<T>>;

@@ -77,9 +77,14 @@ class Fenced {
     return backend_.rotary_table(positions, width, rate_width, pairs, rates);
   }
   void settle(const Fenced& like) { backend_.settle(like.backend_); }
+  int settings() const { return backend_.settings(); }
+  template <class Pass>
+  auto replayed(Pass&& pass) {
+    return backend_.replayed(std::forward<Pass>(pass));
+  }
   Tensor make(Index rows, Index cols) { return backend_.make(rows, cols); }
-  void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
-    backend_.copy_rows(from.value_, first, count, to.value_, at);
+  void copy_rows(const Tensor& from, Tensor& to, std::span<const RowRange> ranges) {
+    backend_.copy_rows(from.value_, to.value_, ranges);
   }
 
   // -- parameters ---------------------------------------------------------------------------------------------------

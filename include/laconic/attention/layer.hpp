@@ -278,14 +278,14 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
             Tensor part;
             if (x.empty()) return part;
             part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
-            context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
+            context.copy_rows(x, part, std::array{RowRange{all.begin(begin), part.rows(), 0}});
             return part;
           };
           Memory part;
           for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
           const Tensor rows = attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
                                      view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorb);
-          context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
+          context.copy_rows(rows, out, std::array{RowRange{0, rows.rows(), queries.begin(begin)}});
         }
         return out;
       }

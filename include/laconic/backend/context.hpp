@@ -10,6 +10,7 @@
 
 #include <concepts>
 #include <span>
+#include <utility>
 
 // The contract between models and backends. It is closed: models, streams, training, conversion and evaluation call the
 // primitives below and nothing else of a backend. docs/backend.md shows how to add a primitive or a backend.
@@ -207,19 +208,30 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
 /// and attention over them.
 template <class C>
 concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std::movable<typename C::CachedRows> &&
-    requires(C& c, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
+    requires(C& c, const C& like, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
              const typename C::Cache& kept, const typename C::CachedRows& rows,
              const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
              const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
-             Index count, Storage storage) {
+             Index count, Storage storage, std::span<const RowRange> ranges) {
   // settle: prepares passes that must not allocate, after the largest ones have run in this context, or in another one:
   // doubles its unused memory of every size, or brings it to that of the other.
   {c.settle(c)};
+  // settings: what another context like this one is constructed from: the threads of the host, or a device.
+  {C(like.settings())};
+  // replayed: returns pass(), a value or nothing. A pass that runs the same primitives on the same shapes again and
+  // again, such as that of a push of streams, costs the host less so: a device may put the work off until the pass ends
+  // or the host reads a result, and then do it as one, as an earlier pass did. Results are the same bits. If the pass
+  // throws, all that it had run before is done. Views of caches that it makes are not used after it.
+  {
+    c.replayed([] { return true; })
+    } -> std::same_as<bool>;
+  {c.replayed([] {})};
   // make: returns a tensor (rows, cols) with unspecified values.
   { c.make(count, count) } -> std::same_as<typename C::Tensor>;
-  // copy_rows: copies the rows first .. first + count - 1 of x to the rows at .. at + count - 1 of another tensor.
-  // Within one tensor, ranges may overlap only if at <= first.
-  {c.copy_rows(x, count, count, out, count)};
+  // copy_rows: copies ranges of rows of x to another tensor, or to x itself. There, the two places of one range may
+  // overlap; what one range writes, no other may read. No two ranges may write the same row. Throws `Error` for rows
+  // that either tensor does not have.
+  {c.copy_rows(x, out, ranges)};
 
   // -- caches -------------------------------------------------------------------------------------------------------
   // make_cache: returns a cache of `slots` slots, each with room for the last `capacity` rows of `width` values, stored
@@ -274,6 +286,10 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
     c.kept_for(weight, count, [](Index) { return typename C::Tensor(); })
     } -> std::same_as<typename C::Tensor>;
 };
+
+/// Names what a context is constructed from: the number of threads of the host, or a device.
+template <class C>
+using SettingsOf = decltype(std::declval<const C&>().settings());
 
 /// Requires the derivatives that `attend_backward` returns: by queries (dq), keys (dk), values (dv), the table of
 /// positions (dtable), and the queries that meet the table if they are separate ones (dposition_q).

@@ -12,16 +12,8 @@
 #include <laconic/backend/cuda/positions.hpp>
 #include <laconic/backend/cuda/training.hpp>
 
-#include <optional>
-
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-/// Selects a GPU, and how it multiplies.
-struct CudaDevice {
-  std::optional<int> number{};                          ///< its number, from 0; empty: the current one of the thread
-  ProductPrecision precision = ProductPrecision::full;  ///< how operands of products of floats are rounded
-};
 
 /// Computes on a GPU. Tensors and prepared parameters are in its memory; the host waits only where a result is read, or
 /// where much is copied to the device. Each call makes the device the current one of the calling thread.
@@ -61,7 +53,7 @@ class Cuda : public CudaCore<T>,
   /// Makes a context on this device, which becomes the current one. Throws `Error` if it is not there, and for products
   /// of doubles that are to be rounded.
   explicit Cuda(const CudaDevice& device)
-      : CudaCore<T>(device.number, device.precision),
+      : CudaCore<T>(device),
         CudaLinear<T>(core()),
         CudaNorms<T>(core()),
         CudaPositions<T>(core()),

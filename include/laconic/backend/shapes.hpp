@@ -26,6 +26,13 @@ inline namespace LACONIC_ABI {
 template <class T>
 class Parameter;
 
+/// Says which rows of a tensor go where in another one.
+struct RowRange {
+  Index from;   ///< the first row in the source
+  Index count;  ///< how many there are
+  Index to;     ///< the row of the target that gets the first one
+};
+
 /// Says which keys a query sees. Every mask of a speech model shows each query one contiguous range of keys, so a mask
 /// is two numbers.
 struct Mask {
@@ -348,9 +355,13 @@ class DropoutMask {
   /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
   /// Returns whether element i survives. This defines the mask; `apply` computes it faster.
-  constexpr bool keeps(std::uint64_t i) const {
+  constexpr bool keeps(std::uint64_t i) const { return (keeps_two(i - i % 2) >> i % 2 & 1) != 0; }
+  /// Returns whether elements i and i + 1 survive, in bits 0 and 1. i is even.
+  constexpr std::uint32_t keeps_two(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
-    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
+    const std::uint32_t low = (i & 2) != 0 ? block[1] : block[0], high = (i & 2) != 0 ? block[3] : block[2],
+                        two = (i & 4) != 0 ? high : low;  // no index, so that a GPU has the block in registers
+    return ((two & 0xffff) >= threshold_ ? 1U : 0U) | ((two >> 16) >= threshold_ ? 2U : 0U);
   }
 
   /// Computes y[j] = x[j] * (keeps(first + j) ? scale() : 0) for j in [0, n). x and y may be the same.

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <new>
 #include <utility>
@@ -92,6 +93,22 @@ class Arena {
   /// Prepares the same as another arena, which has run such cases and may be settled already.
   void settle(const Arena& like);
 
+  /// Puts the blocks that are not in use in the order of their addresses, so that a computation which is repeated with
+  /// the same sizes gets the same memory again.
+  void sort() {
+    for (auto& list : state_->free) {
+      detail::ArenaBlock *unsorted = std::exchange(list, nullptr), *latest = nullptr;
+      while (unsorted != nullptr) {
+        detail::ArenaBlock* const block = unsorted;
+        unsorted = block->next;
+        const bool is_after = latest != nullptr && std::less<>()(latest->memory, block->memory);
+        detail::ArenaBlock** place = is_after ? &latest->next : &list;  // most are in order already
+        while (*place != nullptr && std::less<>()((*place)->memory, block->memory)) place = &(*place)->next;
+        block->next = std::exchange(*place, block);
+        latest = block;
+      }
+    }
+  }
   /// Returns the blocks that are not in use to the system.
   void trim() {
     for (auto& list : state_->free)

@@ -63,9 +63,8 @@ class Sequences {
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
     return longest;
   }
-  /// Returns an address that identifies the memory of the offsets. Copies share that memory and nobody changes it, so a
-  /// backend recognises sequences by it and copies them to its device once.
-  const void* identity() const { return offsets_; }
+  /// Returns the first row of every sequence, and then the number of rows, (size + 1).
+  const Index* offsets() const { return offsets_; }
   /// Says whether two batches have sequences of the same lengths.
   friend bool operator==(const Sequences& a, const Sequences& b) {
     return std::equal(a.offsets_, a.offsets_ + a.size_ + 1, b.offsets_, b.offsets_ + b.size_ + 1);

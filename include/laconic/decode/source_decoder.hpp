@@ -36,6 +36,7 @@ class SourceDecoder {
     reader_.source_of.assign(static_cast<std::size_t>(slots()), Reader::none);
     order_.reserve(static_cast<std::size_t>(slots()));
     sorted_.reserve(static_cast<std::size_t>(slots()));
+    places_.reserve(static_cast<std::size_t>(slots()));
   }
   SourceDecoder(const SourceDecoder&) = delete;
   SourceDecoder& operator=(const SourceDecoder&) = delete;
@@ -110,8 +111,9 @@ class SourceDecoder {
     });
     const Tensor logits = tokens_.append({ids_, sequences}, sorted_);
     Tensor out = context().make(logits.rows(), logits.cols());
-    for (std::size_t i = 0; i < order_.size(); ++i)
-      context().copy_rows(logits, static_cast<Index>(i), 1, out, order_[i]);
+    places_.clear();
+    for (std::size_t i = 0; i < order_.size(); ++i) places_.push_back({static_cast<Index>(i), 1, order_[i]});
+    context().copy_rows(logits, out, places_);
     return out;
   }
 
@@ -165,6 +167,7 @@ class SourceDecoder {
   TokenDecoder<Reader, Context> tokens_;
   std::vector<Index> order_, sorted_;
   std::vector<int> ids_;
+  std::vector<RowRange> places_;  // of logits, in the order that was asked for
 };
 
 }  // namespace LACONIC_ABI

@@ -67,6 +67,7 @@ class TokenDecoder {
         state_(context, model, StateShape{config.slots, max_tokens_, std::nullopt, config.storage}),
         counts_(static_cast<std::size_t>(config.slots)) {
     firsts_.reserve(counts_.size());
+    lasts_.reserve(counts_.size());
   }
 
   /// Returns the context that computes.
@@ -114,14 +115,18 @@ class TokenDecoder {
     for (const int id : tokens.ids)
       require(id >= 0 && id < vocab_size(), "token decoder: id ", id, " given, 0 to ", vocab_size() - 1, " expected");
     try {
-      Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
-      const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
-      for (std::size_t n = 0; n < slots.size(); ++n)
-        counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
-      if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
-      Tensor last = context_.make(sequences.size(), rows.cols());
-      for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
-      return model_.logits(context_, last);
+      return context_.replayed([&] {
+        Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
+        const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
+        for (std::size_t n = 0; n < slots.size(); ++n)
+          counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
+        if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
+        Tensor last = context_.make(sequences.size(), rows.cols());
+        lasts_.clear();
+        for (Index n = 0; n < sequences.size(); ++n) lasts_.push_back({sequences.end(n) - 1, 1, n});
+        context_.copy_rows(rows, last, lasts_);
+        return model_.logits(context_, last);
+      });
     } catch (...) {  // some layers may hold the tokens and others not
       for (const Index slot : slots) begin(slot);
       throw;
@@ -151,6 +156,7 @@ class TokenDecoder {
   Index max_tokens_;
   typename Model::template State<Context> state_;
   std::vector<Index> counts_, firsts_;
+  std::vector<RowRange> lasts_;  // the last rows of sequences
 };
 
 }  // namespace LACONIC_ABI

@@ -42,10 +42,12 @@ class Streams {
   using Tensor = typename Context::Tensor;  ///< the type of logits
 
   /// Makes room for `config.capacity` streams of the model, which must outlive them. Allocates. Throws Error for
-  /// settings out of range and where the model cannot be streamed.
-  explicit Streams(const Model& model, const StreamConfig& config = {})
+  /// settings out of range and where the model cannot be streamed. `settings` are those of the contexts, such as
+  /// `settings()` of another one; by default they take `config.threads`, or the device that is a context's default.
+  explicit Streams(const Model& model, const StreamConfig& config = {},
+                   const std::optional<SettingsOf<Context>>& settings = {})
       : model_(model),
-        workers_(workers_of(config)),
+        workers_(workers_of(config, settings ? *settings : default_settings(config))),
         context_(workers_.front()->context),
         mask_(resolved_mask(model.config(), config)),
         max_frames_(config.max_frames),
@@ -59,8 +61,7 @@ class Streams {
         slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
-    for (auto& worker : workers_)
-      for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
+    for (auto& worker : workers_) worker->reserve(static_cast<std::size_t>(together_), slots_.size());
     if (!is_whole_) warm_up();  // nobody may ever speak for so long
   }
   Streams(const Streams&) = delete;
@@ -140,27 +141,35 @@ class Streams {
 
   /// Holds what one thread needs to take streams through the model.
   struct Worker {
-    explicit Worker(int threads) : context(made(threads)) {}
-    /// Returns a context with so many threads, or one that has none of the host.
-    static Context made(int threads) {
-      if constexpr (std::is_constructible_v<Context, int>)
-        return Context(threads);
-      else
-        return Context();
+    explicit Worker(const SettingsOf<Context>& settings) : context(settings) {}
+    /// Takes memory for passes of so many streams, and pushes of so many.
+    void reserve(std::size_t pass, std::size_t push) {
+      ready.reserve(pass);
+      firsts.reserve(pass);
+      for (auto* ranges : {&inputs, &outputs, &left}) ranges->reserve(pass);
+      taken.reserve(push);
     }
     Context context;
     std::span<const Index> streams{};  // of this push
     std::vector<Index> ready, firsts;  // of its next pass: the streams, and their first frames
+    std::vector<RowRange> taken,       // rows of a push that go to `pending_`
+        inputs, outputs, left;         // of its next pass: from `pending_`, of logits, and what stays there
     std::exception_ptr failure;
   };
   using Workers = std::vector<std::unique_ptr<Worker>>;
 
-  static Workers workers_of(const StreamConfig& c) {
+  static SettingsOf<Context> default_settings(const StreamConfig& c) {
+    if constexpr (std::is_same_v<SettingsOf<Context>, int>)
+      return c.threads;
+    else
+      return {};
+  }
+  static Workers workers_of(const StreamConfig& c, const SettingsOf<Context>& settings) {
     require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24,
             " expected");
     Workers out;
     do {
-      out.push_back(std::make_unique<Worker>(c.threads));
+      out.push_back(std::make_unique<Worker>(settings));
     } while (static_cast<Index>(out.size()) <
              std::min<Index>({out.front()->context.threads(), c.capacity, detail::ThreadTeam::max_threads}));
     return out;
@@ -250,14 +259,20 @@ class Streams {
   void advance(Worker& worker, const Tensor& features, const Sequences& blocks, bool last, Tensor& out) {
     const auto streams = std::exchange(worker.streams, {});
     worker.ready.clear();  // of a pass that failed
+    worker.taken.clear();
+    const auto copy_taken = [&] {
+      if (!worker.taken.empty()) worker.context.copy_rows(features, pending_, worker.taken);
+      worker.taken.clear();
+    };
     for (bool any = true; any;) {
       any = false;
       for (std::size_t n = 0; n < streams.size(); ++n) {
         Slot& s = slot(streams[n]);
-        take_rows(worker, s, streams[n], features, blocks.end(s.sequence));
+        take_rows(worker, s, streams[n], blocks.end(s.sequence));
         if (s.pending == window_ || (last && s.pending >= model_.subsampling.window()))
           worker.ready.push_back(streams[n]);
         if (static_cast<Index>(worker.ready.size()) < together_ && n + 1 < streams.size()) continue;
+        copy_taken();
         if (worker.ready.empty()) continue;
         step(worker, out);
         any = true;
@@ -265,16 +280,20 @@ class Streams {
     }
   }
 
-  void take_rows(Worker& worker, Slot& s, Index stream, const Tensor& features, Index end) {
+  void take_rows(Worker& worker, Slot& s, Index stream, Index end) {
     const Index count = std::min(window_ - s.pending, end - s.next);
     if (count <= 0) return;
-    worker.context.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
+    worker.taken.push_back({s.next, count, stream * window_ + s.pending});
     s.pending += count;
     s.next += count;
   }
 
   /// Runs one pass over the streams of a worker that are ready.
   void step(Worker& worker, Tensor& out) {
+    worker.context.replayed([&] { pass(worker, out); });
+    worker.ready.clear();
+  }
+  void pass(Worker& worker, Tensor& out) {
     Context& context = worker.context;
     const auto slot_of = [&](Index n) -> Slot& {
       return slots_[static_cast<std::size_t>(worker.ready[static_cast<std::size_t>(n)])];
@@ -283,25 +302,28 @@ class Streams {
     const Sequences inputs = Sequences::make(context.arena(), count, [&](Index n) { return slot_of(n).pending; });
     Tensor features = context.make(inputs.rows(), pending_.cols());
     worker.firsts.clear();
+    for (auto* ranges : {&worker.inputs, &worker.outputs, &worker.left}) ranges->clear();
     for (Index n = 0; n < count; ++n) {
-      context.copy_rows(pending_, worker.ready[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
-                        inputs.begin(n));
+      const Index first = worker.ready[static_cast<std::size_t>(n)] * window_;
+      worker.inputs.push_back({first, slot_of(n).pending, inputs.begin(n)});
       worker.firsts.push_back(slot_of(n).frames);
     }
+    context.copy_rows(pending_, features, worker.inputs);
     auto [x, sequences] = model_.subsampling(context, features, inputs);
-    Pass<Tensor> pass{sequences, mask_, {}, worker.ready, worker.firsts};
-    const Tensor logits = model_.lm_head(context, model_.encode(context, std::move(x), pass, &state_));
+    Pass<Tensor> of{sequences, mask_, {}, worker.ready, worker.firsts};
+    const Tensor logits = model_.lm_head(context, model_.encode(context, std::move(x), of, &state_));
     for (Index n = 0; n < count; ++n) {
       Slot& s = slot_of(n);
-      const Index rows = sequences.length(n), stream = worker.ready[static_cast<std::size_t>(n)];
-      context.copy_rows(logits, sequences.begin(n), rows, out, s.row);
+      const Index rows = sequences.length(n), first = worker.ready[static_cast<std::size_t>(n)] * window_;
+      worker.outputs.push_back({sequences.begin(n), rows, s.row});
       s.row += rows;
       s.frames += rows;
-      const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
-      context.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
-      s.pending = kept;
+      const Index used = rows * model_.subsampling.factor();
+      s.pending -= used;
+      worker.left.push_back({first + used, s.pending, first});
     }
-    worker.ready.clear();
+    context.copy_rows(logits, out, worker.outputs);
+    context.copy_rows(pending_, pending_, worker.left);
   }
 
   /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs: on

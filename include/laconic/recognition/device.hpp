@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/version.hpp>
+#include <laconic/core/rounding.hpp>
 
 #include <cstddef>
 #include <optional>
@@ -14,13 +14,14 @@ inline namespace LACONIC_ABI {
 
 /// Names what a recogniser computes on: the processor, or a GPU.
 struct Device {
-  std::optional<int> gpu{};  ///< number of the GPU, from 0; empty: the processor
+  std::optional<int> gpu{};                             ///< number of the GPU, from 0; empty: the processor
+  ProductPrecision precision = ProductPrecision::full;  ///< how a GPU rounds the operands of products
 
   /// Returns the device that `cpu`, `cuda`, `cuda:N` or `auto` names; `auto` is the first GPU if there is one, and
-  /// otherwise the processor. Throws `Error` for any other name, and for a GPU that this machine or this build of the
-  /// library does not have.
+  /// otherwise the processor. A precision may follow, which is that of a GPU: `cuda,bf16`, `cuda:1,tf32`. Throws
+  /// `Error` for any other name, and for a GPU that this machine or this build of the library does not have.
   static Device named(std::string_view name);
-  /// Returns the name: "cpu" or "cuda:0".
+  /// Returns the name: "cpu", "cuda:0" or "cuda:0,bf16".
   std::string name() const;
   /// Says whether two are the same.
   friend bool operator==(const Device&, const Device&) = default;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -15,18 +16,20 @@ inline namespace LACONIC_ABI {
 
 /// Transcribes a dataset by streaming. Up to `config.capacity` utterances run at once, and every push brings
 /// `block_frames` feature frames of each, until all are done. Decodes greedily, or by `make_decoder` if it is set, and
-/// counts word errors. Losses, which need whole utterances, are -1. Throws `Error` for blocks of no frames. Allocates.
+/// counts word errors. Losses, which need whole utterances, are -1. `settings` are those of contexts, as `Streams`
+/// takes them. Throws `Error` for blocks of no frames. Allocates.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
                                      const StreamConfig& config, Index block_frames,
-                                     const MakeLogitsDecoder& make_decoder = {}) {
+                                     const MakeLogitsDecoder& make_decoder = {},
+                                     const std::optional<SettingsOf<Context>>& settings = {}) {
   require(block_frames > 0, "evaluate_streamed: blocks of ", block_frames, " frames given, at least 1 expected");
   using Clock = std::chrono::steady_clock;
   const auto since = [](Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
   using T = typename Model::Scalar;
-  Streams<Model, Context> streams(model, config);
+  Streams<Model, Context> streams(model, config, settings);
   StreamedEvaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());

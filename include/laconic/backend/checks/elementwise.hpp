@@ -4,6 +4,9 @@
 #include <laconic/backend/shapes.hpp>
 #include <laconic/core/parameter.hpp>
 
+#include <cstddef>
+#include <span>
+
 // The checks of arguments of elementwise primitives and of those that move values, which all backends share. Each
 // throws `Error` for sizes that do not fit.
 
@@ -30,11 +33,12 @@ void argmax(const Tensor& x, std::size_t room) {
 }
 /// Checks the arguments of `copy_rows`.
 template <class Tensor>
-void copy_rows(const Tensor& from, Index first, Index count, const Tensor& to, Index at) {
-  require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
-              from.cols() == to.cols(),
-          "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
-          to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+void copy_rows(const Tensor& from, const Tensor& to, std::span<const RowRange> ranges) {
+  for (const RowRange& range : ranges)
+    require(range.from >= 0 && range.count >= 0 && range.to >= 0 && range.from <= from.rows() - range.count &&
+                range.to <= to.rows() - range.count && from.cols() == to.cols(),
+            "copy_rows: ", range.count, " rows from ", range.from, " of (", from.rows(), ", ", from.cols(), ") to ",
+            range.to, " of (", to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
 }
 /// Checks the arguments of `glu`.
 template <class Tensor>

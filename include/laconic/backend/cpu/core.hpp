@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -42,6 +43,14 @@ class CpuCore {
   /// Prepares passes that must not allocate, after the largest ones have run: doubles the free memory of every size, or
   /// brings it to that of a context that has run them.
   void settle(const CpuCore& like) { arena_.settle(like.arena_); }
+
+  /// Returns what another context like this one is constructed from: the number of threads.
+  int settings() const { return threads_; }
+  /// Returns pass(): on the processor, starting work costs nothing.
+  template <class Pass>
+  auto replayed(Pass&& pass) {
+    return pass();
+  }
 
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
@@ -84,11 +93,14 @@ class CpuCore {
       columns[static_cast<std::size_t>(r)] = best;
     }
   }
-  /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
-  /// does not have.
-  void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
-    checks::copy_rows(from, first, count, to, at);
-    std::copy_n(from.row(first), count * from.cols(), to.row(at));
+  /// Copies ranges of rows. Within one tensor a range may overlap itself, but no row that another range reads or
+  /// writes. Throws `Error` for rows that either tensor does not have.
+  void copy_rows(const Tensor& from, Tensor& to, std::span<const RowRange> ranges) {
+    checks::copy_rows(from, to, ranges);
+    for (const RowRange& range : ranges)
+      if (range.count > 0 && from.cols() > 0)
+        std::memmove(to.row(range.to), from.row(range.from),
+                     static_cast<std::size_t>(range.count * from.cols()) * sizeof(T));
   }
   /// Returns a tensor (rows, cols) whose elements all have this value.
   Tensor fill(Index rows, Index cols, double value) {

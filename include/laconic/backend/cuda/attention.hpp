@@ -7,10 +7,13 @@
 #include <laconic/backend/cuda/kernels/attention_forward.hpp>
 #include <laconic/backend/cuda/kernels/elementwise.hpp>
 #include <laconic/backend/cuda/kernels/linear_attention.hpp>
+#include <laconic/backend/cuda/kernels/tensor_tile.hpp>
 #include <laconic/backend/cuda/row_cache.hpp>
+#include <laconic/backend/cuda/tensor_attention.hpp>
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 namespace laconic {
@@ -67,32 +70,12 @@ class CudaAttention {
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
                                    const DropoutMask& dropout, const Tensor& logsumexp) {
     const auto in = trained_operands(q, k, v, shape, q_sequences, kv_sequences, relative, dropout);
-    cuda::AttendGradientOperands<T> of{in, whole(k, kv_sequences), whole(v, kv_sequences), dout.data(),
-                                       logsumexp.data()};
-    AttendDerivative d{
-        core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()), core_.make(v.rows(), v.cols()), {}, {}};
-    using Dots = cuda::AttendDots<T>;
-    Tensor dots = core_.make(q.rows(), shape.num_heads);
-    launch(core_.stream(), "attend_backward: dots",
-           {cuda::tile_slots(q.rows(), in.sequences, 1, Dots::rows), in.num_heads}, Dots{of, dots.data()},
-           Dots::bytes(in.p != nullptr));
-    of.dots = dots.data();
-    launch_gradient<cuda::AttendQueryGradient<T>>(of, q.rows(), in.num_heads, in.key_width, d.dq);
-    launch_gradient<cuda::AttendKeyGradient<T, false>>(of, k.rows(), in.num_kv_heads, in.key_width, d.dk);
-    launch_gradient<cuda::AttendKeyGradient<T, true>>(of, k.rows(), in.num_kv_heads, in.value_width, d.dv);
-    if (in.p == nullptr) return d;
-
-    Tensor dposition_q = core_.make(q.rows(), in.num_heads * in.position_width);
-    launch_gradient<cuda::AttendPositionGradient<T>>(of, q.rows(), in.num_heads, in.position_width, dposition_q);
-    if (relative.pos_bias_u != nullptr) core_.add_column_sums(d.dq, *relative.pos_bias_u);
-    if (relative.pos_bias_v != nullptr) core_.add_column_sums(dposition_q, *relative.pos_bias_v);
-    d.dtable = table_gradient(of, relative.table);
-    if (relative.query.empty())
-      for_each(core_.stream(), "attend_backward: dq", d.dq.size(),
-               cuda::Add<T>{d.dq.data(), dposition_q.data(), d.dq.data(), T(1)});
-    else
-      d.dposition_q = std::move(dposition_q);
-    return d;
+    const cuda::AttendGradientOperands<T> of{in, whole(k, kv_sequences), whole(v, kv_sequences), dout.data(),
+                                             logsumexp.data()};
+    if constexpr (std::is_same_v<T, float>)
+      if (core_.precision() == ProductPrecision::bf16)
+        return derivatives<cuda::TensorTile>(of, q, k, v, shape, relative);
+    return derivatives<cuda::PairTile<T>>(of, q, k, v, shape, relative);
   }
 
   /// Returns a table of relative positions as `attend` reads it, which is as it is.
@@ -210,15 +193,22 @@ class CudaAttention {
       T* memory = static_cast<T*>(by.memory.data());
       by.partials = {memory, memory + places * in.value_width, memory + places * (in.value_width + 1)};
     }
-    // Tiles as high as their rows and shared memory allow; the height changes no bits.
-    const auto fits = [&](std::size_t bytes) { return bytes <= cuda::max_shared_bytes; };
-    const bool relative = in.p != nullptr;
-    if (rows > 32 && fits(cuda::Attend<T, 4, Rows>::bytes(by.columns, relative)))
-      launch_attend<4>(in, k, v, q_sequences, by, out, logsumexp);
-    else if (rows > 16 && fits(cuda::Attend<T, 2, Rows>::bytes(by.columns, relative)))
-      launch_attend<2>(in, k, v, q_sequences, by, out, logsumexp);
-    else
-      launch_attend<1>(in, k, v, q_sequences, by, out, logsumexp);
+    bool done = false;
+    if constexpr (std::is_same_v<T, float>)
+      if (core_.precision() == ProductPrecision::bf16)
+        done = TensorAttention(core_).attend({in, {}, {}, {}, out.data(), logsumexp, group, by.splits, by.partials}, k,
+                                             v, q_sequences, kv_sequences);
+    if (!done) {
+      // Tiles as high as their rows and shared memory allow; the height changes no bits.
+      const auto fits = [&](std::size_t bytes) { return bytes <= cuda::max_shared_bytes; };
+      const bool relative = in.p != nullptr;
+      if (rows > 32 && fits(cuda::Attend<T, 4, Rows>::bytes(by.columns, relative)))
+        launch_attend<4>(in, k, v, q_sequences, by, out, logsumexp);
+      else if (rows > 16 && fits(cuda::Attend<T, 2, Rows>::bytes(by.columns, relative)))
+        launch_attend<2>(in, k, v, q_sequences, by, out, logsumexp);
+      else
+        launch_attend<1>(in, k, v, q_sequences, by, out, logsumexp);
+    }
     if (splits > 1)
       launch(core_.stream(), "attend: merge", {in.sequences * by.splits.head_blocks * by.splits.rows},
              cuda::MergeSplits<T>{in, out.data(), logsumexp, group, by.splits, by.partials});
@@ -233,6 +223,37 @@ class CudaAttention {
     launch(core_.stream(), "attend", {slots * by.splits.per_sequence, by.splits.head_blocks * parts},
            Attend{in, k, v, out.data(), logsumexp, by.group, by.columns, by.splits, by.partials},
            Attend::bytes(by.columns, in.p != nullptr));
+  }
+
+  /// Returns the derivatives of `attend_backward`, of products by `Tiles`.
+  template <class Tiles>
+  AttendDerivative derivatives(cuda::AttendGradientOperands<T> of, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const AttendShape& shape, const RelativeTerm<Tensor, T>& relative) {
+    const cuda::AttendOperands<T>& in = of.in;
+    AttendDerivative d{
+        core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()), core_.make(v.rows(), v.cols()), {}, {}};
+    using Dots = cuda::AttendDots<T, Tiles>;
+    Tensor dots = core_.make(q.rows(), shape.num_heads);
+    launch(core_.stream(), "attend_backward: dots",
+           {cuda::tile_slots(q.rows(), in.sequences, 1, Dots::rows), in.num_heads}, Dots{of, dots.data()},
+           Dots::bytes(in.p != nullptr));
+    of.dots = dots.data();
+    launch_gradient<cuda::AttendQueryGradient<T, Tiles>>(of, q.rows(), in.num_heads, in.key_width, d.dq);
+    launch_gradient<cuda::AttendKeyGradient<T, Tiles, false>>(of, k.rows(), in.num_kv_heads, in.key_width, d.dk);
+    launch_gradient<cuda::AttendKeyGradient<T, Tiles, true>>(of, k.rows(), in.num_kv_heads, in.value_width, d.dv);
+    if (in.p == nullptr) return d;
+
+    Tensor dposition_q = core_.make(q.rows(), in.num_heads * in.position_width);
+    launch_gradient<cuda::AttendPositionGradient<T, Tiles>>(of, q.rows(), in.num_heads, in.position_width, dposition_q);
+    if (relative.pos_bias_u != nullptr) core_.add_column_sums(d.dq, *relative.pos_bias_u);
+    if (relative.pos_bias_v != nullptr) core_.add_column_sums(dposition_q, *relative.pos_bias_v);
+    d.dtable = table_gradient<Tiles>(of, relative.table);
+    if (relative.query.empty())
+      for_each(core_.stream(), "attend_backward: dq", d.dq.size(),
+               cuda::Add<T>{d.dq.data(), dposition_q.data(), d.dq.data(), T(1)});
+    else
+      d.dposition_q = std::move(dposition_q);
+    return d;
   }
 
   /// Returns the columns of a block, for a derivative of so many columns a head.
@@ -250,8 +271,9 @@ class CudaAttention {
   }
   /// Returns the derivative by the table. Where it has few tiles, ranges of sequences are blocks of their own, whose
   /// sums are added afterwards.
+  template <class Tiles>
   Tensor table_gradient(const cuda::AttendGradientOperands<T>& of, const Tensor& table) {
-    using Gradient = cuda::AttendTableGradient<T>;
+    using Gradient = cuda::AttendTableGradient<T, Tiles>;
     constexpr Index enough_blocks = 512, max_ranges = 16;
     const Index columns = block_columns<typename Gradient::Pairs>(of.in.position_width),
                 tiles = cuda::pieces(table.rows(), Gradient::rows),

@@ -1,11 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/stream.hpp>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #if !defined(__CUDACC__)
 #include <memory>
@@ -13,7 +16,8 @@
 #endif
 
 // How a kernel of the CUDA backend is written. A kernel is a struct of pointers and sizes, with the number of threads
-// of a block, `static constexpr int threads`, and a call operator that computes one block:
+// of a block, `static constexpr int threads`, and a call operator that computes one block (and, where registers are
+// scarce, with `static constexpr int at_once`, the blocks that a multiprocessor runs at once):
 //
 //   template <class T>
 //   struct RowSums {                                                  // one block a row
@@ -41,9 +45,12 @@
 #define LACONIC_DEVICE __device__ __forceinline__
 /// Unrolls the loop after it, so that the elements of an array that it numbers can be registers.
 #define LACONIC_UNROLL_DEVICE _Pragma("unroll")
+/// Does not unroll the loop after it, which needs fewer registers so.
+#define LACONIC_LOOP_DEVICE _Pragma("unroll 1")
 #else
 #define LACONIC_DEVICE inline
 #define LACONIC_UNROLL_DEVICE
+#define LACONIC_LOOP_DEVICE
 #endif
 
 namespace laconic {
@@ -51,12 +58,8 @@ inline namespace LACONIC_ABI {
 namespace cuda {
 
 inline constexpr int warp_threads = 32;  ///< threads that a multiprocessor runs together
-
-/// Numbers the blocks of a launch: (x, y).
-struct Grid {
-  Index x;      ///< blocks along x, at most 2^31 - 1
-  Index y = 1;  ///< blocks along y, at most 65535
-};
+/// Gives the shared memory that a block may take on every GPU from compute capability 8.0 on.
+inline constexpr std::size_t max_shared_bytes = 99 * 1024;
 
 /// Returns how many pieces of `size` cover n.
 constexpr Index pieces(Index n, Index size) { return (n + size - 1) / size; }
@@ -210,6 +213,12 @@ class Block {
   void each_unordered(F&& f) {
     each(f);
   }
+  /// Calls f(thread) for every thread of the block, then waits for those of its warp: what one thread writes to memory,
+  /// only threads of its warp may read before the next barrier.
+  template <class F>
+  void each_in_warps(F&& f) {
+    each(f);
+  }
   /// Calls f() for one thread of the block, then waits for all.
   template <class F>
   void one(F&& f) {
@@ -280,11 +289,10 @@ PerThread<V>::PerThread(const Block& block)
 
 #if defined(LACONIC_CUDA_EMULATED)
 
-/// Runs a kernel for every block of a grid. `shared_bytes` is the shared memory that a block takes; `name` is for
-/// messages.
+/// Runs a kernel for every block of a grid.
 template <class Kernel>
-void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0) {
-  static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
+void run(const void* arguments, Grid grid, std::size_t shared_bytes) {
+  const Kernel& kernel = *static_cast<const Kernel*>(arguments);
   for (Index y = 0; y < grid.y; ++y)
     for (Index x = 0; x < grid.x; ++x) {
       Block block(x, y, Kernel::threads, shared_bytes);
@@ -295,11 +303,11 @@ void launch(const Stream&, const char*, Grid grid, const Kernel& kernel, std::si
     }
 }
 
-#else
-
-/// Runs a kernel as nvcc compiled it into laconic::cuda.
+/// Returns the code of a kernel.
 template <class Kernel>
-void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0);
+KernelFunction function_of(const Stream&, const char*, std::size_t) {
+  return reinterpret_cast<KernelFunction>(static_cast<EmulatedKernel>(&run<Kernel>));
+}
 
 #endif
 
@@ -342,6 +350,13 @@ class Block {
   template <class F>
   LACONIC_DEVICE void each_unordered(F&& f) {
     f(static_cast<int>(threadIdx.x));
+  }
+  /// Calls f(thread) for every thread of the block, then waits for those of its warp: what one thread writes to memory,
+  /// only threads of its warp may read before the next barrier.
+  template <class F>
+  LACONIC_DEVICE void each_in_warps(F&& f) {
+    f(static_cast<int>(threadIdx.x));
+    __syncwarp();
   }
   /// Begins to copy 16 bytes of the device's memory to shared memory: `bytes` of them, then zeros. Both addresses are
   /// multiples of 16. Called within `each`. The bytes are there after the `wait_for_copies` of their group.
@@ -411,37 +426,64 @@ class Block {
   std::size_t shared_used_ = 0;
 };
 
+/// Returns the blocks of a kernel that a multiprocessor is to run at once, which limits their registers: its `at_once`
+/// if it has one; 0 leaves that to the compiler.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run(const __grid_constant__ Kernel kernel) {
+constexpr int blocks_at_once() {
+  if constexpr (requires { Kernel::at_once; }) return Kernel::at_once;
+  return 0;
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, blocks_at_once<Kernel>())
+    run(const __grid_constant__ Kernel kernel) {
   Block block;
   kernel(block);
 }
 
+/// Returns the code of a kernel, which may then take so much shared memory. Throws `Error` if the device does not allow
+/// that.
+template <class Kernel>
+KernelFunction function_of(const Stream& stream, const char* name, std::size_t shared_bytes) {
+  constexpr std::size_t without_asking = 47 * 1024;  // and 1 KiB for reductions
+  if (shared_bytes > without_asking) {
+    static std::array<std::atomic<std::size_t>, 64> allowed{};  // on each device
+    const auto device = static_cast<std::size_t>(stream.device());
+    if (device >= allowed.size() || allowed[device].load(std::memory_order_relaxed) < shared_bytes) {
+      stream.queue().use();
+      cudaFuncAttributes kernel{};
+      check(cudaFuncGetAttributes(&kernel, run<Kernel>), "cudaFuncGetAttributes", " for ", name);
+      // As much as there is at once, so that no thread lowers what another has asked for.
+      const std::size_t bytes = std::max(shared_bytes, max_shared_bytes - kernel.sharedSizeBytes);
+      check(cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+            "cudaFuncSetAttribute", " for ", name, " with ", bytes, " bytes of shared memory");
+      if (device < allowed.size()) allowed[device].store(bytes, std::memory_order_relaxed);
+    }
+  }
+  return reinterpret_cast<KernelFunction>(&run<Kernel>);
+}
+
+#endif
+
 /// Runs a kernel for every block of a grid, in the order of the stream. `shared_bytes` is the shared memory that a
 /// block takes; `name` is for messages. Throws `Error` if the kernel cannot be started.
+#if defined(__CUDACC__) || defined(LACONIC_CUDA_EMULATED)
 // It is not inlined, so that laconic::cuda has it for who is not compiled by nvcc.
 template <class Kernel>
 [[gnu::noinline]] void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel,
                               std::size_t shared_bytes = 0) {
   static_assert(Kernel::threads % warp_threads == 0 && Kernel::threads <= 1024, "laconic: a block has whole warps");
-  static_assert(sizeof(Kernel) <= 4096, "laconic: the arguments of a kernel are at most 4 KiB");
+  static_assert(std::is_trivially_copyable_v<Kernel> && alignof(Kernel) <= 16 && sizeof(Kernel) <= 4096,
+                "laconic: the arguments of a kernel are at most 4 KiB of plain values");
   if (grid.x == 0 || grid.y == 0) return;
   require(grid.x <= 0x7fffffff && grid.y <= 0xffff, "Cuda: ", name, " with (", grid.x, ", ", grid.y,
           ") blocks given, at most (2147483647, 65535) expected");
-  stream.use();
-  constexpr std::size_t without_asking = 47 * 1024;  // and 1 KiB for reductions
-  if (shared_bytes > without_asking)
-    check(
-        cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-        "cudaFuncSetAttribute", " for ", name, " with ", shared_bytes, " bytes of shared memory");
-  void* arguments[] = {const_cast<Kernel*>(&kernel)};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(&run<Kernel>),
-                         dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), dim3(Kernel::threads),
-                         arguments, shared_bytes, stream.handle()),
-        "cudaLaunchKernel", " for ", name, " with (", grid.x, ", ", grid.y, ") blocks of ", Kernel::threads,
-        " threads");
+  stream.launch(name, function_of<Kernel>(stream, name, shared_bytes), grid, Kernel::threads, shared_bytes, &kernel,
+                sizeof(Kernel));
 }
-
+#else
+template <class Kernel>
+void launch(const Stream& stream, const char* name, Grid grid, const Kernel& kernel, std::size_t shared_bytes = 0);
 #endif
 
 }  // namespace cuda

@@ -124,25 +124,26 @@ class CudaCaches {
     core_.stream().copy(to.scales, from.scales, from.scale_bytes);
   }
   /// Returns where the rows of each sequence are, on the device. `sequences` are those of new rows; null: one each.
-  Buffer rings_of(const Cache& cache, std::span<const Index> slots, const Sequences* sequences) {
+  cuda::Uploaded<cuda::CachedRing> rings_of(const Cache& cache, std::span<const Index> slots,
+                                            const Sequences* sequences) {
     const Buffer here = core_.arena().allocate(slots.size() * sizeof(cuda::CachedRing));
     auto* rings = static_cast<cuda::CachedRing*>(here.data());
     for (std::size_t n = 0; n < slots.size(); ++n) {
       const auto row = static_cast<Index>(n);
       rings[n] = cache.ring_of(slots[n], sequences == nullptr ? row : sequences->begin(row));
     }
-    return core_.upload(std::span<const cuda::CachedRing>(rings, slots.size())).memory;
+    return core_.upload(std::span<const cuda::CachedRing>(rings, slots.size()));
   }
   /// Stores x after the rows of `rings`, which are those of the slots, and moves these on. `sequences` are those of x;
   /// null: one row each.
-  void append_rows(Cache& cache, std::span<const Index> slots, const Tensor& x, const Buffer& rings,
-                   const Sequences* sequences) {
+  void append_rows(Cache& cache, std::span<const Index> slots, const Tensor& x,
+                   const cuda::Uploaded<cuda::CachedRing>& rings, const Sequences* sequences) {
     const Index capacity = cache.capacity();
     if (capacity == 0) return;
     const Index* offsets = sequences == nullptr ? nullptr : core_.offsets_of(*sequences);
     launch(core_.stream(), "append", {x.rows()},
-           cuda::AppendRows<T>{x.data(), offsets, static_cast<const cuda::CachedRing*>(rings.data()),
-                               static_cast<Index>(slots.size()), capacity, cache.stored()});
+           cuda::AppendRows<T>{x.data(), offsets, rings.data(), static_cast<Index>(slots.size()), capacity,
+                               cache.stored()});
     for (std::size_t n = 0; n < slots.size(); ++n) {
       auto& ring = cache.ring(slots[n]);
       const Index rows = sequences == nullptr ? 1 : sequences->length(static_cast<Index>(n));
@@ -155,9 +156,8 @@ class CudaCaches {
   Tensor oldest(const Cache& cache, std::span<const Index> slots) {
     checks::slots(cache, slots);
     Tensor rows = core_.make(static_cast<Index>(slots.size()), cache.width());
-    const Buffer rings = rings_of(cache, slots, nullptr);
-    launch(core_.stream(), "update", {rows.rows()},
-           cuda::OldestRows<T>{cache.stored(), static_cast<const cuda::CachedRing*>(rings.data()), rows.data()});
+    const auto rings = rings_of(cache, slots, nullptr);
+    launch(core_.stream(), "update", {rows.rows()}, cuda::OldestRows<T>{cache.stored(), rings.data(), rows.data()});
     return rows;
   }
 

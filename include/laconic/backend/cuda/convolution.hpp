@@ -5,8 +5,10 @@
 #include <laconic/backend/cuda/core.hpp>
 #include <laconic/backend/cuda/kernels/convolution.hpp>
 #include <laconic/backend/cuda/kernels/depthwise.hpp>
+#include <laconic/backend/cuda/products.hpp>
 
 #include <optional>
+#include <type_traits>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -104,6 +106,12 @@ class CudaConvolution {
 
   void convolve(const char* name, const cuda::Patches& patches, const Tensor& x, const Parameter<T>& weight,
                 const Parameter<T>* bias, std::optional<Activation> activation, Tensor& y) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (core_.precision() == ProductPrecision::bf16 && cuda::TensorPatches<Bf16>::can_read(patches))
+        return cuda::tensor_convolve<Bf16>(core_, name, patches, x, weight, cuda::values_of(bias), activation, y);
+      if (core_.precision() == ProductPrecision::tf32 && cuda::TensorPatches<float>::can_read(patches))
+        return cuda::tensor_convolve<float>(core_, name, patches, x, weight, cuda::values_of(bias), activation, y);
+    }
     using Kernel = cuda::Convolve<T>;
     launch(core_.stream(), name, Kernel::grid(patches),
            Kernel{patches, x.data(), cuda::values_of(weight), cuda::values_of(bias), y.data(), activation.has_value(),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/checks/elementwise.hpp>
+#include <laconic/backend/cuda/kernels/copy_rows.hpp>
 #include <laconic/backend/cuda/kernels/map.hpp>
 #include <laconic/backend/cuda/kernels/row_sums.hpp>
 #include <laconic/backend/cuda/tensor.hpp>
@@ -12,6 +13,9 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,6 +26,12 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Selects a GPU, and how it multiplies.
+struct CudaDevice {
+  std::optional<int> number{};                          ///< its number, from 0; empty: the current one of the thread
+  ProductPrecision precision = ProductPrecision::full;  ///< how operands of products of floats are rounded
+};
+
 /// Holds what all slices of `Cuda` share: a stream of work, memory, and what is kept for weights. It implements the
 /// primitives of tensors and parameters.
 template <class T>
@@ -30,11 +40,10 @@ class CudaCore {
   /// Names the type of the values that primitives take and return.
   using Tensor = CudaTensor<T>;
 
-  /// Makes a core on the device of this number, or on the current one. Throws `Error` if there is none, and for
-  /// products of doubles that are to be rounded.
-  explicit CudaCore(std::optional<int> device, ProductPrecision precision = ProductPrecision::full)
-      : stream_(std::make_shared<cuda::Stream>(device)), precision_(precision) {
-    require(precision == ProductPrecision::full || std::is_same_v<T, float>, "Cuda: products in ", to_name(precision),
+  /// Makes a core on a device. Throws `Error` if it is not there, and for products of doubles that are to be rounded.
+  explicit CudaCore(const CudaDevice& device)
+      : stream_(std::make_shared<cuda::Stream>(device.number)), precision_(device.precision) {
+    require(precision_ == ProductPrecision::full || std::is_same_v<T, float>, "Cuda: products in ", to_name(precision_),
             " given with double, float expected");
   }
   CudaCore(const CudaCore&) = delete;
@@ -53,6 +62,8 @@ class CudaCore {
   Arena& device_arena() { return device_arena_; }
   /// Returns the stream of work.
   const cuda::Stream& stream() const { return *stream_; }
+  /// Returns what another context like this one is constructed from.
+  CudaDevice settings() const { return {stream_->device(), precision_}; }
   /// Returns how operands of products are rounded.
   ProductPrecision precision() const { return precision_; }
   /// Returns the number of threads of the host, which is 1.
@@ -108,15 +119,33 @@ class CudaCore {
            cuda::Argmax<T>::threads * sizeof(Index));
     stream_->to_host(columns.data(), found.data(), columns.size_bytes());
   }
-  /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
-  /// does not have.
-  void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
-    checks::copy_rows(from, first, count, to, at);
-    const std::size_t bytes = static_cast<std::size_t>(count * from.cols()) * sizeof(T);
-    if (std::as_const(to).data() != from.data()) return stream_->copy(to.row(at), from.row(first), bytes);
-    const Buffer between = device_arena_.allocate(bytes);  // the ranges may overlap
-    stream_->copy(between.data(), from.row(first), bytes);
-    stream_->copy(to.row(at), between.data(), bytes);
+  /// Copies ranges of rows. Within one tensor a range may overlap itself, but no row that another range reads or
+  /// writes. Throws `Error` for rows that either tensor does not have.
+  void copy_rows(const Tensor& from, Tensor& to, std::span<const RowRange> ranges) {
+    checks::copy_rows(from, to, ranges);
+    const auto overlaps = [&](const RowRange& range) {
+      return from.data() == std::as_const(to).data() && std::abs(range.from - range.to) < range.count;
+    };
+    const Index cols = from.cols();
+    if (ranges.size() == 1 && !overlaps(ranges[0]))
+      return stream_->copy(to.row(ranges[0].to), from.row(ranges[0].from),
+                           static_cast<std::size_t>(ranges[0].count * cols) * sizeof(T));
+    const Buffer here = arena_.allocate(ranges.size() * sizeof(cuda::RowsPlace));
+    auto* places = static_cast<cuda::RowsPlace*>(here.data());
+    Index count = 0, rows = 0;
+    for (const RowRange& range : ranges) {
+      if (range.count == 0) continue;
+      places[count++] = {rows, range.from, range.to};
+      rows += range.count;
+    }
+    if (rows == 0) return;
+    const auto there = upload(std::span<const cuda::RowsPlace>(places, static_cast<std::size_t>(count)));
+    const cuda::RowPlaces all{there.data(), count};
+    if (std::none_of(ranges.begin(), ranges.end(), overlaps))
+      return copy_rows({from.data(), to.data(), all, false, false}, rows, cols);
+    Tensor between = make(rows, cols);  // all are read before any is written
+    copy_rows({from.data(), between.data(), all, false, true}, rows, cols);
+    copy_rows({between.data(), to.data(), all, true, false}, rows, cols);
   }
   /// Returns a tensor (rows, cols) whose elements all have this value.
   Tensor fill(Index rows, Index cols, double value) {
@@ -157,35 +186,36 @@ class CudaCore {
 
   // -- for the other slices -----------------------------------------------------------------------------------------
 
-  /// Holds numbers that were copied to the device for one primitive or one pass.
+  /// Returns numbers of the host on the device. They are copied unless equal ones, of at most 64 KiB, were among the
+  /// last 32 lists: the layers of a model often have the same. Those of a replayed pass go there in one copy.
   template <class V>
-  struct Uploaded {
-    Buffer memory;  ///< keeps them
-    /// Returns the first number, on the device.
-    const V* data() const { return static_cast<const V*>(memory.data()); }
-  };
-  /// Copies numbers of the host to the device.
-  template <class V>
-  Uploaded<V> upload(std::span<const V> values) {
-    Uploaded<V> out{device_arena_.allocate(values.size_bytes())};
-    stream_->to_device(out.memory.data(), values.data(), values.size_bytes());
-    return out;
-  }
-  /// Returns the offsets of sequences, (size + 1), on the device, where they stay for the next primitives of a pass: at
-  /// least until 15 others have been asked for.
-  const Index* offsets_of(const Sequences& sequences) {
-    const auto is_here = [&](const Offsets& one) {
-      return !one.memory.memory.empty() && one.sequences.identity() == sequences.identity();
-    };
-    const auto found = std::find_if(offsets_.begin(), offsets_.end(), is_here);
-    const auto place = found == offsets_.end() ? offsets_.end() - 1 : found;
-    std::rotate(offsets_.begin(), place, place + 1);  // the latest first, so that the last was not used for longest
-    if (found == offsets_.end()) {
-      const auto count = static_cast<std::size_t>(sequences.size()) + 1;
-      // The copy keeps the offsets' memory alive, so that no other sequences can have the same identity.
-      offsets_.front() = {sequences, upload(std::span(static_cast<const Index*>(sequences.identity()), count))};
+  cuda::Uploaded<V> upload(std::span<const V> values) {
+    const std::size_t bytes = values.size_bytes();
+    if (bytes <= max_kept_upload) {
+      const Upload& kept = kept_upload(values.data(), bytes);
+      return {kept.there, kept.values};
     }
-    return offsets_.front().memory.data();
+    Buffer there = device_arena_.allocate(bytes);
+    stream_->to_device(there.data(), values.data(), bytes);
+    return {there, there.data()};
+  }
+  /// Returns the offsets of sequences, (size + 1), on the device, where they stay for the next primitives: at least
+  /// until 31 other lists of numbers have been uploaded.
+  const Index* offsets_of(const Sequences& sequences) {
+    const auto count = static_cast<std::size_t>(sequences.size()) + 1;
+    return static_cast<const Index*>(kept_upload(sequences.offsets(), count * sizeof(Index)).values);
+  }
+  /// Returns pass(), the work of which is put off until its end and replayed from a pass of the same shapes, if there
+  /// was one: see `cuda::Stream`.
+  template <class Pass>
+  auto replayed(Pass&& pass) {
+    if (stream_->is_recorded()) return pass();
+    // A pass of the same shapes uploads the same lists, and has the same memory, whatever came before it.
+    uploads_ = {};
+    device_arena_.sort();
+    if (pass_uploads_.empty()) pass_uploads_ = device_arena_.allocate(pass_upload_bytes);
+    pass_uploads_used_ = 0;
+    return stream_->replayed(std::forward<Pass>(pass));
   }
   /// Returns the sum of term(i), in double, for i in [0, size). Waits for it. F is as in `cuda::for_each`.
   template <class F>
@@ -231,10 +261,55 @@ class CudaCore {
   }
 
  private:
-  struct Offsets {
-    Sequences sequences{};
-    Uploaded<Index> memory{};
+  /// Keeps a list of numbers that was copied to the device.
+  struct Upload {
+    std::size_t bytes = 0;
+    Buffer here{}, there{};        ///< on the host, and the block on the device that holds them
+    const void* values = nullptr;  ///< the list in that block; null: there is none
   };
+  static constexpr std::size_t max_kept_upload = 64 * 1024;     // bytes of a list that is kept
+  static constexpr std::size_t pass_upload_bytes = 256 * 1024;  // bytes of lists of a pass that go in one copy
+
+  /// Returns a list on the device, which is copied if there is no equal one.
+  const Upload& kept_upload(const void* values, std::size_t bytes) {
+    const auto found = std::find_if(uploads_.begin(), uploads_.end(), [&](const Upload& one) {
+      return one.values != nullptr && one.bytes == bytes &&
+             (bytes == 0 || std::memcmp(one.here.data(), values, bytes) == 0);
+    });
+    const auto place = found == uploads_.end() ? uploads_.end() - 1 : found;
+    std::rotate(uploads_.begin(), place, place + 1);  // the latest first, so that the last was not used for longest
+    Upload& latest = uploads_.front();
+    if (found != uploads_.end()) return latest;
+    latest = {};
+    Upload made{bytes, arena_.allocate(bytes)};
+    if (bytes > 0) std::memcpy(made.here.data(), values, bytes);
+    const std::size_t rounded = (bytes + 63) / 64 * 64;
+    if (stream_->is_recorded() && rounded <= pass_upload_bytes - pass_uploads_used_) {
+      // No work of the pass but this upload touches the block, so it may come before all others.
+      made.there = pass_uploads_;
+      std::byte* const to = static_cast<std::byte*>(pass_uploads_.data()) + pass_uploads_used_;
+      pass_uploads_used_ += rounded;
+      stream_->to_device_first(to, values, bytes);
+      made.values = to;
+    } else {
+      made.there = device_arena_.allocate(bytes);
+      stream_->to_device(made.there.data(), values, bytes);
+      made.values = made.there.data();
+    }
+    return latest = std::move(made);
+  }
+
+  /// Runs a copy of rows, with as many bytes at a time as the width and the addresses allow.
+  void copy_rows(const cuda::CopyRows<T>& copy, Index rows, Index cols) {
+    using Wide = cuda::Bytes16;
+    const auto is_wide = [](const T* at) { return reinterpret_cast<std::uintptr_t>(at) % sizeof(Wide) == 0; };
+    constexpr Index each = sizeof(Wide) / sizeof(T);
+    if (cols % each == 0 && is_wide(copy.from) && is_wide(copy.to))
+      for_each(*stream_, "copy_rows", rows * (cols / each), copy.template in<Wide>(cols / each));
+    else
+      for_each(*stream_, "copy_rows", rows * cols, copy.template in<T>(cols));
+  }
+
   /// Moves all parameters to the device, or none if one throws.
   template <class Model>
   void move_in(Model& model, bool trains, Storage storage) {
@@ -257,7 +332,9 @@ class CudaCore {
   Arena arena_{};
   Arena device_arena_{MemorySource{cuda::allocate, cuda::release, stream_->device()}};
   KeptTensors<Tensor> kept_{};
-  std::array<Offsets, 16> offsets_{};
+  std::array<Upload, 32> uploads_{};
+  Buffer pass_uploads_{};  // the lists of the replayed pass
+  std::size_t pass_uploads_used_ = 0;
 };
 
 LACONIC_COMPILE_CUDA_CLASS(CudaCore);

@@ -1,21 +1,23 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cuda/work.hpp>
 #include <laconic/core/extent.hpp>
 
 #include <cstddef>
 #include <cstring>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-// What the CUDA backend asks of a device: memory, copies, and a stream of work. This file and block.hpp are the only
+// What the CUDA backend asks of a device: memory, and a queue of work. This file, graph.hpp and block.hpp are the only
 // ones that know the compiler:
 // - nvcc compiles all of the backend.
 // - With LACONIC_CUDA_COMPILED, which laconic::cuda defines, any compiler uses what nvcc compiled into that library.
 // - With LACONIC_CUDA_EMULATED, memory and kernels are those of the host: every kernel is tested where no GPU is.
 #if defined(LACONIC_CUDA_EMULATED)
+#include <array>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 #elif defined(__CUDACC__) || defined(LACONIC_CUDA_COMPILED)
@@ -50,40 +52,74 @@ struct GpuInfo {
 
 #if defined(LACONIC_CUDA_EMULATED)
 
-/// Stands for a stream of work on a device. Emulated work is done when it is given.
-class Stream {
+/// Counts what a program has asked a device to do.
+struct WorkCounts {
+  Index kernels = 0;   ///< kernels that were started, but for those of graphs
+  Index uploads = 0;   ///< copies from the host
+  Index copies = 0;    ///< copies within the device
+  Index zeroings = 0;  ///< zeroings of its memory
+};
+
+/// Does work. It is not inlined, where compilers would warn of payloads that work without one does not have.
+[[gnu::noinline]] inline void do_emulated(const Work& work, const std::byte* payload) {
+  switch (work.kind) {
+    case Work::Kind::kernel:
+      return reinterpret_cast<EmulatedKernel>(work.function)(payload, work.grid, work.shared_bytes);
+    case Work::Kind::upload:
+      std::memcpy(work.to, payload, work.bytes);
+      return;
+    case Work::Kind::copy:
+      std::memcpy(work.to, work.from, work.bytes);
+      return;
+    case Work::Kind::zero:
+      std::memset(work.to, 0, work.bytes);
+      return;
+  }
+}
+
+/// Stands for a queue of work on a device. Emulated work is done when it is given.
+class DeviceQueue {
  public:
-  /// Makes a stream on the device of this number. Throws `Error` unless it is 0.
-  explicit Stream(std::optional<int> device) {
+  /// Makes a queue on the device of this number. Throws `Error` unless it is 0.
+  explicit DeviceQueue(std::optional<int> device) {
     require(!device || *device == 0, "Cuda: device ", device.value_or(0), " given, 0 expected (emulated)");
   }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  /// Copies bytes of the host to the device. The memory of the host may be reused at once.
-  void to_device(void* to, const void* from, std::size_t bytes) const { copy(to, from, bytes); }
-  /// Copies bytes of the device to the host, and waits for them.
-  void to_host(void* to, const void* from, std::size_t bytes) const { copy(to, from, bytes); }
-  /// Copies bytes within the device. The ranges must not overlap.
-  void copy(void* to, const void* from, std::size_t bytes) const {
-    if (bytes > 0) std::memcpy(to, from, bytes);
+  DeviceQueue(const DeviceQueue&) = delete;
+  DeviceQueue& operator=(const DeviceQueue&) = delete;
+  /// Gives work to the device. Its payload may be reused at once.
+  void start(const Work& work, const void* payload) const {
+    static constexpr std::array counters{&Counters::kernels, &Counters::uploads, &Counters::copies,
+                                         &Counters::zeroings};
+    (counts_.*counters[static_cast<std::size_t>(work.kind)]).fetch_add(1, std::memory_order_relaxed);
+    do_emulated(work, static_cast<const std::byte*>(payload));
   }
-  /// Sets bytes of the device to zero.
-  void zero(void* to, std::size_t bytes) const {
-    if (bytes > 0) std::memset(to, 0, bytes);
+  /// Copies bytes of the device to the host, and waits for them.
+  void to_host(void* to, const void* from, std::size_t bytes) const {
+    if (bytes > 0) std::memcpy(to, from, bytes);
   }
   /// Waits until all work is done.
   void wait() const {}
-  /// Waits until all work of all streams of the device is done.
+  /// Waits until all work of all queues of the device is done.
   void wait_for_all() const {}
+  /// Says whether an upload of so many bytes is not waited for.
+  static constexpr bool is_staged(std::size_t bytes) { return bytes <= std::size_t{1} << 20; }
   /// Returns the number of the device.
   static constexpr int device() { return 0; }
+  /// Returns what was given to the device.
+  WorkCounts counts() const { return {counts_.kernels, counts_.uploads, counts_.copies, counts_.zeroings}; }
+
+ private:
+  struct Counters {
+    std::atomic<Index> kernels{0}, uploads{0}, copies{0}, zeroings{0};
+  };
+  mutable Counters counts_{};
 };
 
 /// Makes a device the current one of this thread, until it ends.
 class Current {
  public:
   /// Throws `Error` unless the device is 0.
-  explicit Current(int device) { Stream stream(device); }
+  explicit Current(int device) { DeviceQueue queue(device); }
 };
 
 /// Returns the GPUs of this machine: one, which is emulated.
@@ -96,7 +132,7 @@ inline void* allocate(int, std::size_t bytes) {
   return memory;
 }
 /// Frees memory of `allocate`.
-inline void release(int, void* memory) { std::free(memory); }
+inline void free_memory(int, void* memory) { std::free(memory); }
 
 #else
 
@@ -107,12 +143,15 @@ void check(cudaError_t status, const char* call, const What&... what) {
     throw Error(text("Cuda: ", call, " failed", what..., ": ", cudaGetErrorString(status)));
 }
 
-/// Owns a stream of work on a device, which each of its calls makes the current one of the calling thread.
-class Stream {
+/// Returns a grid as CUDA takes it.
+inline dim3 dim_of(Grid grid) { return dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)); }
+
+/// Owns a queue of work on a device, a stream of CUDA. Each of its calls makes the device the current one of the
+/// calling thread.
+class DeviceQueue {
  public:
-  /// Makes a stream on the device of this number; without a number, on the current one. Throws `Error` if there is
-  /// none.
-  explicit Stream(std::optional<int> device) {
+  /// Makes a queue on the device of this number; without a number, on the current one. Throws `Error` if there is none.
+  explicit DeviceQueue(std::optional<int> device) {
     int count = 0;
     const cudaError_t found = cudaGetDeviceCount(&count);
     require(found != cudaErrorInsufficientDriver,
@@ -128,19 +167,66 @@ class Stream {
     if (staged != cudaSuccess) cudaStreamDestroy(stream_);
     check(staged, "cudaMallocHost", " of ", staging_bytes, " bytes");
   }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  ~Stream() {
+  DeviceQueue(const DeviceQueue&) = delete;
+  DeviceQueue& operator=(const DeviceQueue&) = delete;
+  ~DeviceQueue() {
     cudaStreamSynchronize(stream_);
     cudaFreeHost(staging_);
     cudaStreamDestroy(stream_);
   }
-  /// Copies bytes of the host to the device. The memory of the host may be reused at once: few bytes are copied aside
-  /// first, many are waited for.
-  void to_device(void* to, const void* from, std::size_t bytes) const {
-    if (bytes == 0) return;
+  /// Gives work to the device. Its payload may be reused at once: few bytes are copied aside first, many are waited
+  /// for.
+  void start(const Work& work, const void* payload) const {
     use();
-    if (bytes > staging_bytes / 4) {
+    switch (work.kind) {
+      case Work::Kind::kernel:
+        return launch(work, payload);
+      case Work::Kind::upload:
+        return upload(work.to, payload, work.bytes);
+      case Work::Kind::copy:
+        return copy(work.to, work.from, work.bytes, cudaMemcpyDeviceToDevice);
+      case Work::Kind::zero:
+        return check(cudaMemsetAsync(work.to, 0, work.bytes, stream_), "cudaMemsetAsync", " for ", work.bytes,
+                     " bytes");
+    }
+  }
+  /// Copies bytes of the device to the host, and waits for them.
+  void to_host(void* to, const void* from, std::size_t bytes) const {
+    use();
+    if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToHost);
+    wait();
+  }
+  /// Waits until all work is done. Throws `Error` if a kernel failed.
+  void wait() const {
+    use();
+    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  }
+  /// Waits until all work of all queues of the device is done.
+  void wait_for_all() const {
+    use();
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+  /// Says whether an upload of so many bytes is not waited for.
+  static constexpr bool is_staged(std::size_t bytes) { return bytes <= staging_bytes / 4; }
+  /// Makes the device the current one of this thread.
+  void use() const { check(cudaSetDevice(device_), "cudaSetDevice", " for device ", device_); }
+  /// Returns the number of the device.
+  int device() const { return device_; }
+  /// Returns CUDA's own handle.
+  cudaStream_t handle() const { return stream_; }
+
+ private:
+  static constexpr std::size_t staging_bytes = std::size_t{4} << 20;
+
+  void launch(const Work& work, const void* payload) const {
+    void* arguments[] = {const_cast<void*>(payload)};
+    check(cudaLaunchKernel(reinterpret_cast<const void*>(work.function), dim_of(work.grid),
+                           dim3(static_cast<unsigned>(work.threads)), arguments, work.shared_bytes, stream_),
+          "cudaLaunchKernel", " for ", work.name, " with (", work.grid.x, ", ", work.grid.y, ") blocks of ",
+          work.threads, " threads");
+  }
+  void upload(void* to, const void* from, std::size_t bytes) const {
+    if (!is_staged(bytes)) {
       copy(to, from, bytes, cudaMemcpyHostToDevice);
       return wait();
     }
@@ -153,42 +239,6 @@ class Stream {
     staged_ += (bytes + 63) / 64 * 64;
     copy(to, aside, bytes, cudaMemcpyHostToDevice);
   }
-  /// Copies bytes of the device to the host, and waits for them.
-  void to_host(void* to, const void* from, std::size_t bytes) const {
-    use();
-    if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToHost);
-    wait();
-  }
-  /// Copies bytes within the device. The ranges must not overlap.
-  void copy(void* to, const void* from, std::size_t bytes) const {
-    use();
-    if (bytes > 0) copy(to, from, bytes, cudaMemcpyDeviceToDevice);
-  }
-  /// Sets bytes of the device to zero.
-  void zero(void* to, std::size_t bytes) const {
-    use();
-    if (bytes > 0) check(cudaMemsetAsync(to, 0, bytes, stream_), "cudaMemsetAsync", " for ", bytes, " bytes");
-  }
-  /// Waits until all work is done. Throws `Error` if a kernel failed.
-  void wait() const {
-    use();
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-  }
-  /// Waits until all work of all streams of the device is done.
-  void wait_for_all() const {
-    use();
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-  }
-  /// Makes the device the current one of this thread.
-  void use() const { check(cudaSetDevice(device_), "cudaSetDevice", " for device ", device_); }
-  /// Returns the number of the device.
-  int device() const { return device_; }
-  /// Returns CUDA's own handle.
-  cudaStream_t handle() const { return stream_; }
-
- private:
-  static constexpr std::size_t staging_bytes = std::size_t{4} << 20;
-
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
     check(cudaMemcpyAsync(to, from, bytes, kind, stream_), "cudaMemcpyAsync", " for ", bytes, " bytes");
   }
@@ -196,8 +246,8 @@ class Stream {
   int device_ = 0;
   cudaStream_t stream_ = nullptr;
   void* staging_ = nullptr;  // memory of the host that the device reads by itself
-  // Bytes of it that the device may not have read yet. Only `to_device` changes them, which the context alone calls:
-  // other threads may wait for a stream that holds their weights.
+  // Bytes of it that the device may not have read yet. Only uploads change them, which the context alone gives: other
+  // threads may wait for a stream that holds their weights.
   mutable std::size_t staged_ = 0;
 };
 
@@ -248,52 +298,9 @@ inline void* allocate(int device, std::size_t bytes) {
   throw Error(text("Cuda: ", bytes, " bytes of memory asked for, ", unused, " of ", all, " are free"));
 }
 /// Frees memory of `allocate`, once the device has done all work that was given before.
-inline void release(int, void* memory) { cudaFree(memory); }
+inline void free_memory(int, void* memory) { cudaFree(memory); }
 
 #endif
-
-/// Owns an array of numbers on a device.
-template <class T>
-class DeviceArray {
- public:
-  /// Makes an empty array.
-  DeviceArray() = default;
-  /// Makes an array of `size` unspecified numbers on a stream's device. Allocates.
-  DeviceArray(const Stream& stream, Index size)
-      : data_(size > 0 ? static_cast<T*>(allocate(stream.device(), bytes_of(size))) : nullptr),
-        size_(size),
-        device_(stream.device()) {}
-  DeviceArray(const DeviceArray&) = delete;
-  /// Takes over the memory of the other, which is empty afterwards.
-  DeviceArray(DeviceArray&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), device_(other.device_) {}
-  /// Drops its memory and takes that of the other.
-  DeviceArray& operator=(DeviceArray other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    std::swap(device_, other.device_);
-    return *this;
-  }
-  ~DeviceArray() {
-    if (data_ != nullptr) release(device_, data_);
-  }
-
-  /// Returns the first number, on the device.
-  T* data() const { return data_; }
-  /// Returns how many numbers there are.
-  Index size() const { return size_; }
-  /// Returns their bytes.
-  std::size_t bytes() const { return bytes_of(size_); }
-  /// Says whether there are none.
-  bool empty() const { return size_ == 0; }
-
- private:
-  static std::size_t bytes_of(Index size) { return static_cast<std::size_t>(size) * sizeof(T); }
-
-  T* data_ = nullptr;
-  Index size_ = 0;
-  int device_ = 0;
-};
 
 }  // namespace cuda
 }  // namespace LACONIC_ABI

@@ -4,7 +4,7 @@
 #include <laconic/backend/checks/linear.hpp>
 #include <laconic/backend/cuda/core.hpp>
 #include <laconic/backend/cuda/kernels/embedding.hpp>
-#include <laconic/backend/cuda/kernels/gemm.hpp>
+#include <laconic/backend/cuda/products.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -30,8 +30,8 @@ class CudaLinear {
     const Index out = weight.rows(), in = weight.cols();
     Tensor y = core_.make(x.rows(), out);
     const auto multiply = [&](const auto& matrix) {
-      gemm(core_.stream(), "linear", {x.rows(), out, in}, Operand{x.data(), in}, matrix, Result{y.data(), out},
-           cuda::GemmEpilogue<T>{cuda::values_of(bias), activation});
+      gemm(core_, "linear", {x.rows(), out, in}, Operand{x.data(), in}, matrix, Result{y.data(), out},
+           cuda::GemmEpilogue<T>{cuda::values_of(bias), activation}, held(weight));
     };
     const cuda::StoredRows<T> rows = cuda::rows_of(weight);
     if constexpr (std::is_same_v<T, float>) {  // no other weights are rounded
@@ -52,8 +52,7 @@ class CudaLinear {
     if (bias != nullptr) core_.add_column_sums(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = core_.make(rows, in);
-    gemm(core_.stream(), "linear_backward", {rows, in, out}, g, Operand{cuda::values_of(weight), in},
-         Result{dx.data(), in});
+    gemm(core_, "linear_backward", {rows, in, out}, g, Operand{cuda::values_of(weight), in}, Result{dx.data(), in});
     return dx;
   }
 
@@ -151,9 +150,13 @@ class CudaLinear {
     const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
     const HeadRows merged(x.rows(), shape);
     const Operand matrix{cuda::values_of(weight), in, 1, out * in};
-    gemm(core_.stream(), "head_linear", {merged.rows, to, from, merged.heads, merged.group},
+    gemm(core_, "head_linear", {merged.rows, to, from, merged.heads, merged.group},
          Operand{x.data(), merged.heads * from, 1, from}, shape.transposed ? matrix : matrix.transposed(),
-         Result{y.data(), merged.heads * to, to}, cuda::GemmEpilogue<T>{bias, {}});
+         Result{y.data(), merged.heads * to, to}, cuda::GemmEpilogue<T>{bias, {}}, held(weight));
+  }
+
+  static const CudaWeight<T>* held(const Parameter<T>& weight) {
+    return weight.size() == 0 ? nullptr : &CudaWeight<T>::of(weight);
   }
 
   CudaCore<T>& core_;

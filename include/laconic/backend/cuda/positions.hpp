@@ -50,7 +50,7 @@ class CudaPositions {
     return {core_.offsets_of(at.sequences), at.firsts.empty() ? nullptr : firsts, at.sequences.size(), at.step};
   }
   template <class Rate>
-  typename CudaCore<T>::template Uploaded<double> rates_of(Index pairs, Rate&& rate) {
+  cuda::Uploaded<double> rates_of(Index pairs, Rate&& rate) {
     const auto count = static_cast<std::size_t>(pairs);
     const Buffer here = core_.arena().allocate(count * sizeof(double));
     auto* rates = static_cast<double*>(here.data());

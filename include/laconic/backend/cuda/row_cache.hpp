@@ -2,7 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cuda/block.hpp>
-#include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/device_array.hpp>
 #include <laconic/backend/cuda/kernels/stored_rows.hpp>
 #include <laconic/backend/cuda/tensor.hpp>
 #include <laconic/backend/shapes.hpp>
@@ -118,10 +118,10 @@ class CudaRowCache {
 /// Refers to the rows that a cache holds in one slot for each sequence, followed by new rows.
 template <class T>
 struct CudaCachedRows {
-  CudaTensor<T> rows{};                    ///< the new rows of all sequences
-  const CudaRowCache<T>* cache = nullptr;  ///< the cache; null: there are only the new rows
-  std::span<const Index> slots{};          ///< the slot of each sequence
-  Buffer rings{};  ///< a `cuda::CachedRing` for each sequence, on the device, if there is a cache
+  CudaTensor<T> rows{};                      ///< the new rows of all sequences
+  const CudaRowCache<T>* cache = nullptr;    ///< the cache; null: there are only the new rows
+  std::span<const Index> slots{};            ///< the slot of each sequence
+  cuda::Uploaded<cuda::CachedRing> rings{};  ///< one for each sequence, if there is a cache
 
   /// Returns what kernels read. `offsets` are those of the sequences on the device (`CudaCore::offsets_of`), which are
   /// read only if there is no cache. The view lives as long as this and the cache.
@@ -129,7 +129,7 @@ struct CudaCachedRows {
     return {rows.data(),
             rows.cols(),
             offsets,
-            static_cast<const cuda::CachedRing*>(rings.data()),
+            rings.data(),
             cache == nullptr ? cuda::StoredRows<T>{} : cache->stored(),
             cache == nullptr ? 0 : cache->capacity()};
   }

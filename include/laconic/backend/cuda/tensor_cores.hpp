@@ -58,6 +58,33 @@ void load_matrices(Block& block, const Row& row, const To& to) {
       }
 }
 
+/// Loads four 8 x 8 matrices of 2-byte values as `load_matrices` does, each transposed: register m of lane l gets
+/// values (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4) of matrix m.
+template <class Row, class To>
+void load_transposed(Block& block, const Row& row, const To& to) {
+  for (int warp = 0; warp < block.threads(); warp += warp_threads)
+    for (int m = 0; m < 4; ++m)
+      for (int lane = 0; lane < warp_threads; ++lane)
+        for (int half = 0; half < 2; ++half) {
+          const auto* from = reinterpret_cast<const std::byte*>(row(warp + 8 * m + 2 * (lane % 4) + half));
+          require(reinterpret_cast<std::uintptr_t>(from) % 16 == 0,
+                  "Cuda: a kernel loads a row of a matrix from an address that is no multiple of 16");
+          std::memcpy(reinterpret_cast<std::byte*>(to(warp + lane) + m) + 2 * half, from + 2 * (lane / 4), 2);
+        }
+}
+
+/// Replaces the value of each thread by f of those of the four threads of its group of lanes, which have the same
+/// lane / 4: f(f(a, b), f(c, d)). f(a, b) is f(b, a).
+template <class V, class F>
+void reduce_groups(Block& block, PerThread<V>& values, const F& f) {
+  for (int t = 0; t < block.threads(); t += 4)
+    values[t] = values[t + 1] = values[t + 2] = values[t + 3] =
+        f(f(values[t], values[t + 1]), f(values[t + 2], values[t + 3]));
+}
+
+/// Returns 2^x with a relative error of about 2^-22, 0 where that is less than the least normal float.
+inline float fast_exp2(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+
 /// Returns two floats rounded to nearest, the first in the lower half.
 inline std::uint32_t two_bf16(float low, float high) {
   return to_bf16(low).bits | static_cast<std::uint32_t>(to_bf16(high).bits) << 16;
@@ -80,7 +107,7 @@ void add_product(Block& block, const Of& of) {
       return std::bit_cast<float>(bits & 0xffffe000U);
   };
   for (int warp = 0; warp < block.threads(); warp += warp_threads) {
-    float a[16][depth], b[8][depth];
+    float a[16][std::size_t{depth}], b[8][std::size_t{depth}];
     for (int lane = 0; lane < warp_threads; ++lane) {
       const TensorRegisters in = of(warp + lane);
       const int group = lane / 4, place = lane % 4;
@@ -113,6 +140,34 @@ LACONIC_DEVICE void load_matrices(Block&, const Row& row, const To& to) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row(thread))))
                : "memory");
+}
+
+/// Loads four 8 x 8 matrices of 2-byte values as `load_matrices` does, each transposed: register m of lane l gets
+/// values (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4) of matrix m.
+template <class Row, class To>
+LACONIC_DEVICE void load_transposed(Block&, const Row& row, const To& to) {
+  const int thread = static_cast<int>(threadIdx.x);
+  std::uint32_t* const r = to(thread);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row(thread))))
+               : "memory");
+}
+
+/// Replaces the value of each thread by f of those of the four threads of its group of lanes, which have the same
+/// lane / 4: f(f(a, b), f(c, d)). f(a, b) is f(b, a).
+template <class V, class F>
+LACONIC_DEVICE void reduce_groups(Block&, PerThread<V>& values, const F& f) {
+  V& value = values[static_cast<int>(threadIdx.x)];
+  value = f(value, __shfl_xor_sync(0xffffffffu, value, 1));
+  value = f(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+/// Returns 2^x with a relative error of about 2^-22, 0 where that is less than the least normal float.
+LACONIC_DEVICE float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 /// Returns two floats rounded to nearest, the first in the lower half.

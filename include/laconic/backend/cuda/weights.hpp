@@ -2,13 +2,15 @@
 #pragma once
 
 #include <laconic/backend/checks/linear.hpp>
-#include <laconic/backend/cuda/device.hpp>
+#include <laconic/backend/cuda/device_array.hpp>
 #include <laconic/backend/cuda/kernels/stored_rows.hpp>
 #include <laconic/core/parameter.hpp>
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <utility>
+#include <vector>
 
 // The form in which a GPU holds a weight: row-major, as on the host. A rounded weight of a linear layer has 2 bytes or
 // 1 for each value.
@@ -54,6 +56,26 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
     return std::make_shared<CudaWeight>(stream, copied(value), copied(gradient), true, storage_);
   }
 
+  /// Names a form of the values for tensor cores: the bytes of an element, and whether rows run along those of the
+  /// matrix.
+  struct PackedForm {
+    std::size_t element_bytes;  ///< 2 for bf16, 4 for TF32
+    bool by_rows;               ///< or by columns
+    /// Says whether two are the same.
+    friend bool operator==(const PackedForm&, const PackedForm&) = default;
+  };
+  /// Returns the values in a form: those of an earlier call, or what fill(memory) writes to `bytes` bytes of the device
+  /// and waits for. Allocates, the first time. Several threads may call it. The values must not change.
+  template <class Fill>
+  const void* packed(const PackedForm& form, std::size_t bytes, const Fill& fill) const {
+    const std::lock_guard lock(packing_);
+    for (const auto& [existing, memory] : packed_)
+      if (existing == form) return memory.data();
+    cuda::DeviceArray<std::byte> memory(*stream, static_cast<Index>(bytes));
+    fill(memory.data());
+    return packed_.emplace_back(form, std::move(memory)).second.data();
+  }
+
   const std::shared_ptr<const cuda::Stream> stream;  ///< orders what changes the values
   const cuda::DeviceArray<std::byte> rounded{};      ///< the rounded values of a matrix; otherwise empty
   cuda::DeviceArray<T> value{};                      ///< the values, on the device, if they are not in `rounded`
@@ -69,6 +91,8 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
   }
 
   static constexpr char tag = 0;
+  mutable std::mutex packing_{};
+  mutable std::vector<std::pair<PackedForm, cuda::DeviceArray<std::byte>>> packed_{};
   Storage storage_ = Storage::full;
   bool trains_ = false;
 };

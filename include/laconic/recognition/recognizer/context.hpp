@@ -33,12 +33,16 @@ struct Workspace::Context {
 #if LACONIC_RECOGNIZER_CUDA
     if (!device.gpu) return;
     const cuda::Current current(*device.gpu);
-    gpu = std::make_unique<Cuda<float>>(CudaDevice{*device.gpu});
+    gpu = std::make_unique<Cuda<float>>(gpu_of(device));
 #else
     require(!device.gpu, "device: ", device.name(), " given to a library that was built without CUDA");
 #endif
   }
 
+#if LACONIC_RECOGNIZER_CUDA
+  /// Returns how contexts compute on a device, which is a GPU.
+  static CudaDevice gpu_of(const Device& on) { return {*on.gpu, on.precision}; }
+#endif
   /// Returns f(context) with the context of the device.
   template <class F>
   decltype(auto) visit(F&& f) {

@@ -63,7 +63,8 @@ TrainState train_model(Model& model, Workspace::Context& context, const Dataset&
 template <class Model, class Context>
 class StreamsOf final : public StreamsOfModel {
  public:
-  StreamsOf(const Model& model, const StreamConfig& config) : streams_(model, config) {}
+  StreamsOf(const Model& model, const StreamConfig& config, const std::optional<SettingsOf<Context>>& settings = {})
+      : streams_(model, config, settings) {}
 
   Index open() override { return streams_.open(); }
   void close(Index stream) override { streams_.close(stream); }
@@ -139,7 +140,7 @@ class ModelOf final : public RecognizerModel {
     if (device_.gpu) {
       const cuda::Current current(*device_.gpu);
       return laconic::evaluate_streamed<Model, Cuda<float>>(model_, data, vocabulary, config, block_frames,
-                                                            make_decoder);
+                                                            make_decoder, Workspace::Context::gpu_of(device_));
     }
 #endif
     return laconic::evaluate_streamed(model_, data, vocabulary, config, block_frames, make_decoder);
@@ -148,7 +149,7 @@ class ModelOf final : public RecognizerModel {
 #if LACONIC_RECOGNIZER_CUDA
     if (device_.gpu) {
       const cuda::Current current(*device_.gpu);
-      return std::make_unique<StreamsOf<Model, Cuda<float>>>(model_, config);
+      return std::make_unique<StreamsOf<Model, Cuda<float>>>(model_, config, Workspace::Context::gpu_of(device_));
     }
 #endif
     return std::make_unique<StreamsOf<Model, Cpu<float>>>(model_, config);

@@ -14,9 +14,9 @@ inline namespace LACONIC_ABI {
 namespace cuda {
 
 /// Writes dots = sum_j P dP, (q_rows, num_heads). A block is a tile of queries of one head.
-template <class T>
+template <class T, class Tiles>
 struct AttendDots {
-  using Pairs = AttendPairs<T, QueriesByKeys>;
+  using Pairs = AttendPairs<T, QueriesByKeys, Tiles>;
   static constexpr int threads = Pairs::threads, rows = Pairs::rows, cols = Pairs::cols;
   static constexpr int row_parts = 4;  ///< threads of a row
   AttendGradientOperands<T> of;
@@ -58,9 +58,9 @@ struct AttendDots {
 
 /// Writes the derivative by the queries that meet the keys, dq (q_rows, num_heads * key_width). A block is a tile of
 /// queries of one head.
-template <class T>
+template <class T, class Tiles>
 struct AttendQueryGradient {
-  using Pairs = AttendPairs<T, QueriesByKeys>;
+  using Pairs = AttendPairs<T, QueriesByKeys, Tiles>;
   static constexpr int threads = Pairs::threads, rows = Pairs::rows, cols = Pairs::cols;
   AttendGradientOperands<T> of;
   T* to;
@@ -96,9 +96,9 @@ struct AttendQueryGradient {
 /// Writes the derivative by the queries that meet the table, (q_rows, num_heads * position_width). A block is a tile of
 /// queries of one head. Tiles of distances begin at the least distance of the block, so that they do not depend on the
 /// size of the table, which depends on the batch.
-template <class T>
+template <class T, class Tiles>
 struct AttendPositionGradient {
-  using Pairs = AttendPairs<T, QueriesByDistances>;
+  using Pairs = AttendPairs<T, QueriesByDistances, Tiles>;
   static constexpr int threads = Pairs::threads, rows = Pairs::rows, cols = Pairs::cols;
   AttendGradientOperands<T> of;
   T* to;
@@ -134,9 +134,9 @@ struct AttendPositionGradient {
 /// Writes the derivative by the keys, dk (kv_rows, num_kv_heads * key_width), or by the values, dv (kv_rows,
 /// num_kv_heads * value_width). A block is a tile of keys of one key-value head; it sums over the queries of all heads
 /// of the group.
-template <class T, bool OfValues>
+template <class T, class Tiles, bool OfValues>
 struct AttendKeyGradient {
-  using Pairs = AttendPairs<T, KeysByQueries>;
+  using Pairs = AttendPairs<T, KeysByQueries, Tiles>;
   static constexpr int threads = Pairs::threads, rows = Pairs::rows, cols = Pairs::cols;
   AttendGradientOperands<T> of;
   T* to;
@@ -177,9 +177,9 @@ struct AttendKeyGradient {
 /// Writes the derivative by the table of positions for ranges of sequences, (ranges, 2 * span - 1, num_heads *
 /// position_width). A block is a tile of distances of one head and one range; it sums over the queries of the range, in
 /// double from tile to tile.
-template <class T>
+template <class T, class Tiles>
 struct AttendTableGradient {
-  using Pairs = AttendPairs<T, DistancesByQueries, double>;
+  using Pairs = AttendPairs<T, DistancesByQueries, Tiles, double>;
   static constexpr int threads = Pairs::threads, rows = Pairs::rows, cols = Pairs::cols;
   AttendGradientOperands<T> of;
   T* to;

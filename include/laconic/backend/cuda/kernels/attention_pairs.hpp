@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cuda/kernels/attention_operands.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -63,16 +64,21 @@ struct PairPlace {
   Index first_distance;  ///< row of the table of distance number 0; not used without a table
 };
 
+/// Computes products of pairs in T.
+template <class T>
+using PairTile = Tile<T, sizeof(T) == sizeof(float) ? 4 : 2>;
+
 /// Computes a value for each pair of a tile, and sums of these values times rows of another operand: (rows, columns)
-/// sums of type Sum, which grow from tile to tile. Used by all threads of a block.
-template <class T, class Shape, class Sum = T>
+/// sums of type Sum, which grow from tile to tile. `Tiles` multiplies. Used by all threads of a block.
+template <class T, class Shape, class Tiles, class Sum = T>
 class AttendPairs {
  public:
-  using Pairs = Tile<T, sizeof(T) == sizeof(float) ? 4 : 2>;
+  using Pairs = Tiles;
   static constexpr int threads = Pairs::threads, rows = Pairs::rows, cols = Pairs::cols;
   static constexpr int num_queries = Shape::Query::count(rows, cols);  ///< queries of a tile
   static constexpr int stride = cols + 1;                              ///< from a row of values to the next
-  static constexpr Index max_columns = 128;                            ///< columns of the sums
+  /// Columns of the sums.
+  static constexpr Index max_columns = std::min<Index>(128, Pairs::wide_bytes / (rows * Index{sizeof(Sum)}));
 
   /// Returns the shared memory of a block.
   static constexpr std::size_t bytes(Index columns, bool relative) {

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cuda/kernels/elementwise.hpp>
 #include <laconic/backend/cuda/kernels/row_sums.hpp>
+#include <laconic/backend/cuda/kernels/tensor_gemm.hpp>
 #include <laconic/backend/cuda/kernels/tile_product.hpp>
 
 #include <algorithm>
@@ -46,6 +47,60 @@ struct Patches {
     return (out * in_channels + k % in_channels) * taps() + k / in_channels;
   }
 };
+
+/// Refers to patches as tensor cores read them: x has been rounded, and 16 bytes of it are of one frame.
+template <TensorElement E>
+struct TensorPatches {
+  /// Says what one of so many threads copies of them: the same chunk of every `together`-th patch of a tile.
+  template <int Threads, int Rows>
+  struct Lines {
+    static constexpr int together = Threads / tensor_slice::chunks, count = Rows / together;
+    static_assert(together % tensor_slice::chunks == 0 && Rows % together == 0);
+    const E* first[static_cast<std::size_t>(count)];  ///< each patch; null after the last one
+    int run, next;                                    ///< values of a run, and from a run to the next
+
+    /// Returns those of thread t for the patches from `row` on, which must be whole: `begin` is 0.
+    LACONIC_DEVICE static Lines of(int t, const TensorPatches& x, Index, Index row, Index, Index) {
+      Lines out;
+      LACONIC_UNROLL_DEVICE
+      for (int i = 0; i < count; ++i) {
+        const Index start = x.patches.start(row + t / tensor_slice::chunks + i * together);
+        out.first[i] = start < 0 ? nullptr : x.data + start;
+      }
+      out.run = x.patches.freq_taps * x.patches.in_channels;
+      out.next = static_cast<int>(x.patches.in_freqs) * x.patches.in_channels;
+      return out;
+    }
+    /// Begins to copy a slice at k, zeros where patches have ended.
+    LACONIC_DEVICE void copy(Block& block, int t, std::byte* slice, int k, int until) const {
+      const int chunk = t % tensor_slice::chunks, row = t / tensor_slice::chunks,
+                at = k + chunk * static_cast<int>(TensorRows<E>::in_chunk),
+                bytes = tensor_slice::bytes_before<E>(at, until), offset = at / run * next + at % run;
+      std::byte* const to = slice + row * tensor_slice::bytes + tensor_slice::swizzled(chunk, row);
+      LACONIC_UNROLL_DEVICE
+      for (int i = 0; i < count; ++i) {
+        const bool exists = bytes > 0 && first[i] != nullptr;
+        block.copy(to + i * together * tensor_slice::bytes, exists ? first[i] + offset : first[0], exists ? bytes : 0);
+      }
+    }
+  };
+  Patches patches;
+  const E* data;  ///< x, rounded
+
+  /// Says whether patches can be read so.
+  static bool can_read(const Patches& p) { return p.in_channels % TensorRows<E>::in_chunk == 0; }
+};
+/// Refers to the weight of a convolution as rows of values in the order of a patch's.
+struct PatchWeights {
+  Patches patches;
+  const float* weight;
+  /// Returns value k for an output channel.
+  LACONIC_DEVICE float operator()(Index, Index out, Index k) const {
+    return weight[patches.weight(out, static_cast<int>(k))];
+  }
+};
+/// Says that these rows run along those of the parameter.
+constexpr bool has_contiguous_rows(const PatchWeights&) { return true; }
 
 /// Computes y = patches W^T + bias, then the activation if there is one. bias (out_channels) or null. A block computes
 /// 64 points (along x) of 64 output channels (along y).

@@ -9,10 +9,8 @@
 #include <cmath>
 #include <cstddef>
 #include <optional>
-#include <type_traits>
 
-// Products of matrices. `gemm` and `add_gemm` are the only functions that start one, so that a library of a vendor can
-// take their place.
+// Products of matrices in float and double (`products.hpp` starts them).
 //
 // Each element is the sum of chunks of 256 products, each added up in order, and the chunks in order: a sum depends
 // neither on the tile that it is computed in nor on the other rows and columns.
@@ -205,43 +203,6 @@ struct Gemm {
     store(c.data + batch * c.batch_stride + r * c.row_stride + n, out);
   }
 };
-
-/// Computes C = A B + bias, then the activation. Rows depend on no other rows, to the bit.
-template <class T, class B>
-void gemm(const Stream& stream, const char* name, const GemmSize& size, const GemmOperand<T>& a, const B& b,
-          const GemmResult<T>& c, const GemmEpilogue<T>& epilogue = {}) {
-  const auto start = [&]<int Side>() {
-    using Kernel = Gemm<T, B, T, Side>;
-    const Activation activation = epilogue.activation.value_or(Activation::relu);
-    const RowSplit whole{pieces(size.depth, Kernel::chunk), pieces(size.depth, Kernel::chunk)};
-    launch(stream, name, {size.batches * Kernel::tiles(size)},
-           Kernel{size, a, b, c, epilogue.bias, epilogue.activation.has_value(), has_contiguous_rows(a),
-                  has_contiguous_rows(b), activation, whole, nullptr},
-           Kernel::shared_bytes());
-  };
-  constexpr Index enough = 128;  // blocks, for a GPU
-  if (size.rows <= 16) return start.template operator()<16>();
-  if constexpr (std::is_same_v<T, float>) {  // doubles would not fit into registers
-    if (size.batches * Gemm<T, B, T, 128>::tiles(size) >= enough) return start.template operator()<128>();
-  }
-  start.template operator()<64>();
-}
-
-/// Computes C += A B for a long depth and contiguous C (batches, rows, cols), with the chunks added up in double. The
-/// depth is divided among more blocks where C alone is few. `core` gives stream and scratch (`CudaCore`).
-template <class Core, class T>
-void add_gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<T>& a, const GemmOperand<T>& b,
-              T* c) {
-  using Kernel = Gemm<T, GemmOperand<T>, double, 64>;
-  const Index tiles = size.batches * Kernel::tiles(size);
-  core.add_row_sums(
-      name, RowSplit::of(size.depth, Kernel::chunk, tiles), tiles, size.batches * size.rows * size.cols, c,
-      Kernel::shared_bytes(), [&](const RowSplit& split, double* parts) {
-        return Kernel{
-            size,  a,    b, {}, nullptr, false, has_contiguous_rows(a), has_contiguous_rows(b), Activation::relu,
-            split, parts};
-      });
-}
 
 }  // namespace cuda
 }  // namespace LACONIC_ABI

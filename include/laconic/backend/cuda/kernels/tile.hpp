@@ -18,8 +18,6 @@ template <class V>
 constexpr std::size_t shared_bytes(Index count) {
   return (static_cast<std::size_t>(count) * sizeof(V) + 15) / 16 * 16;
 }
-/// Gives the shared memory that a block may take on every GPU from compute capability 8.0 on.
-inline constexpr std::size_t max_shared_bytes = 99 * 1024;
 
 /// Says that element (r, c) of a tile reads row r of an operand.
 struct OfRow {
@@ -83,6 +81,7 @@ class Tile {
       cols = cols_each * lanes,     ///< columns of the tile
       depth = 16,                   ///< places of the width that are staged at once
       stride = depth + 1;           ///< values from a staged row to the next: neighbours in different banks
+  static constexpr Index wide_bytes = 64 << 10;  ///< shared memory that a kernel may use for sums of its own
   static_assert(rows <= cols);
 
   /// Returns the shared memory of a tile. `diagonal` says whether an operand is read OfSum or OfDifference.
