@@ -178,7 +178,7 @@ void gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<
                   has_contiguous_rows(b), activation, whole, nullptr},
            Kernel::shared_bytes());
   };
-  constexpr Index enough = 128;  // blocks, for a GPU
+  constexpr Index enough = 128;  // tiles, for the multiprocessors of most GPUs
   if (size.rows <= 16) return start.template operator()<16>();
   if constexpr (std::is_same_v<T, float>) {  // doubles would not fit into registers
     if (size.batches * Gemm<T, B, T, 128>::tiles(size) >= enough) return start.template operator()<128>();

@@ -9,9 +9,8 @@
 #include <cmath>
 #include <cstddef>
 #include <optional>
-#include <type_traits>
 
-// Products of matrices in float and double, and the operands of all products (`products.hpp` starts them).
+// Products of matrices in float and double (`products.hpp` starts them).
 //
 // Each element is the sum of chunks of 256 products, each added up in order, and the chunks in order: a sum depends
 // neither on the tile that it is computed in nor on the other rows and columns.

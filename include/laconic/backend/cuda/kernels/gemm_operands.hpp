@@ -20,6 +20,8 @@ struct GemmOperand {
   Index batch_stride = 0;  ///< elements from a batch to the next
   /// Returns the matrix with rows and columns exchanged.
   constexpr GemmOperand transposed() const { return {data, col_stride, row_stride, batch_stride}; }
+  /// Returns element (i, j) of a batch.
+  LACONIC_DEVICE T operator()(Index batch, Index i, Index j) const { return load<1>(batch, i, j)[0]; }
   static constexpr int together = vector_size<T>;  ///< neighbours of one read
   /// Returns N neighbours of a batch, from element (i, j) on, along the rows or the columns: whichever is contiguous.
   template <int N>
@@ -37,7 +39,9 @@ struct GemmOperand {
 /// no thread asks for it in each step.
 template <class T, Storage storage>
 struct StoredColumns {
-  StoredRows<T> rows;                 ///< row j is column j of the operand
+  StoredRows<T> rows;  ///< row j is column j of the operand
+  /// Returns element (i, j).
+  LACONIC_DEVICE T operator()(Index batch, Index i, Index j) const { return load<1>(batch, i, j)[0]; }
   static constexpr int together = 8;  ///< neighbours of one read
   /// Returns N neighbours along a column, from element (i, j) on.
   template <int N>
