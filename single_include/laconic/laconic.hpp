@@ -711,6 +711,7 @@ inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(me
 }  // namespace laconic
 
 #include <atomic>
+#include <functional>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -791,6 +792,22 @@ class Arena {
   /// Prepares the same as another arena, which has run such cases and may be settled already.
   void settle(const Arena& like);
 
+  /// Puts the blocks that are not in use in the order of their addresses, so that a computation which is repeated with
+  /// the same sizes gets the same memory again.
+  void sort() {
+    for (auto& list : state_->free) {
+      detail::ArenaBlock *unsorted = std::exchange(list, nullptr), *latest = nullptr;
+      while (unsorted != nullptr) {
+        detail::ArenaBlock* const block = unsorted;
+        unsorted = block->next;
+        const bool is_after = latest != nullptr && std::less<>()(latest->memory, block->memory);
+        detail::ArenaBlock** place = is_after ? &latest->next : &list;  // most are in order already
+        while (*place != nullptr && std::less<>()((*place)->memory, block->memory)) place = &(*place)->next;
+        block->next = std::exchange(*place, block);
+        latest = block;
+      }
+    }
+  }
   /// Returns the blocks that are not in use to the system.
   void trim() {
     for (auto& list : state_->free)
@@ -996,9 +1013,8 @@ class Sequences {
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
     return longest;
   }
-  /// Returns an address that identifies the memory of the offsets. Copies share that memory and nobody changes it, so a
-  /// backend recognises sequences by it and copies them to its device once.
-  const void* identity() const { return offsets_; }
+  /// Returns the first row of every sequence, and then the number of rows, (size + 1).
+  const Index* offsets() const { return offsets_; }
   /// Says whether two batches have sequences of the same lengths.
   friend bool operator==(const Sequences& a, const Sequences& b) {
     return std::equal(a.offsets_, a.offsets_ + a.size_ + 1, b.offsets_, b.offsets_ + b.size_ + 1);
@@ -1042,6 +1058,13 @@ inline namespace LACONIC_ABI {
 
 template <class T>
 class Parameter;
+
+/// Says which rows of a tensor go where in another one.
+struct RowRange {
+  Index from;   ///< the first row in the source
+  Index count;  ///< how many there are
+  Index to;     ///< the row of the target that gets the first one
+};
 
 /// Says which keys a query sees. Every mask of a speech model shows each query one contiguous range of keys, so a mask
 /// is two numbers.
@@ -1354,12 +1377,24 @@ class DropoutMask {
 
   /// Returns the factor of the survivors, 1 / (1 - rounded probability).
   constexpr double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  /// Returns which elements from 8 * number on survive: bit k is set if element 8 * number + k does.
+  constexpr std::uint32_t kept_of(std::uint64_t number) const {
+    const auto block = random_.block(number);
+    std::uint32_t kept = 0;
+    for (std::uint32_t k = 0; k < 8; ++k)
+      kept |= static_cast<std::uint32_t>((block[k / 2] >> (16 * (k % 2)) & 0xffff) >= threshold_) << k;
+    return kept;
+  }
   /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
   /// Returns whether element i survives. This defines the mask; `apply` computes it faster.
-  constexpr bool keeps(std::uint64_t i) const {
+  constexpr bool keeps(std::uint64_t i) const { return (keeps_two(i - i % 2) >> i % 2 & 1) != 0; }
+  /// Returns whether elements i and i + 1 survive, in bits 0 and 1. i is even.
+  constexpr std::uint32_t keeps_two(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
-    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
+    const std::uint32_t low = (i & 2) != 0 ? block[1] : block[0], high = (i & 2) != 0 ? block[3] : block[2],
+                        two = (i & 4) != 0 ? high : low;  // no index, so that a GPU has the block in registers
+    return ((two & 0xffff) >= threshold_ ? 1U : 0U) | ((two >> 16) >= threshold_ ? 2U : 0U);
   }
 
   /// Computes y[j] = x[j] * (keeps(first + j) ? scale() : 0) for j in [0, n). x and y may be the same.
@@ -3224,19 +3259,30 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
 /// and attention over them.
 template <class C>
 concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std::movable<typename C::CachedRows> &&
-    requires(C& c, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
+    requires(C& c, const C& like, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
              const typename C::Cache& kept, const typename C::CachedRows& rows,
              const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
              const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
-             Index count, Storage storage) {
+             Index count, Storage storage, std::span<const RowRange> ranges) {
   // settle: prepares passes that must not allocate, after the largest ones have run in this context, or in another one:
   // doubles its unused memory of every size, or brings it to that of the other.
   {c.settle(c)};
+  // settings: what another context like this one is constructed from: the threads of the host, or a device.
+  {C(like.settings())};
+  // replayed: returns pass(), a value or nothing. A pass that runs the same primitives on the same shapes again and
+  // again, such as that of a push of streams, costs the host less so: a device may put the work off until the pass ends
+  // or the host reads a result, and then do it as one, as an earlier pass did. Results are the same bits. If the pass
+  // throws, all that it had run before is done. Views of caches that it makes are not used after it.
+  {
+    c.replayed([] { return true; })
+    } -> std::same_as<bool>;
+  {c.replayed([] {})};
   // make: returns a tensor (rows, cols) with unspecified values.
   { c.make(count, count) } -> std::same_as<typename C::Tensor>;
-  // copy_rows: copies the rows first .. first + count - 1 of x to the rows at .. at + count - 1 of another tensor.
-  // Within one tensor, ranges may overlap only if at <= first.
-  {c.copy_rows(x, count, count, out, count)};
+  // copy_rows: copies ranges of rows of x to another tensor, or to x itself. There, the two places of one range may
+  // overlap; what one range writes, no other may read. No two ranges may write the same row. Throws `Error` for rows
+  // that either tensor does not have.
+  {c.copy_rows(x, out, ranges)};
 
   // -- caches -------------------------------------------------------------------------------------------------------
   // make_cache: returns a cache of `slots` slots, each with room for the last `capacity` rows of `width` values, stored
@@ -3291,6 +3337,10 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
     c.kept_for(weight, count, [](Index) { return typename C::Tensor(); })
     } -> std::same_as<typename C::Tensor>;
 };
+
+/// Names what a context is constructed from: the number of threads of the host, or a device.
+template <class C>
+using SettingsOf = decltype(std::declval<const C&>().settings());
 
 /// Requires the derivatives that `attend_backward` returns: by queries (dq), keys (dk), values (dv), the table of
 /// positions (dtable), and the queries that meet the table if they are separate ones (dposition_q).
@@ -4301,14 +4351,14 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
             Tensor part;
             if (x.empty()) return part;
             part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
-            context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
+            context.copy_rows(x, part, std::array{RowRange{all.begin(begin), part.rows(), 0}});
             return part;
           };
           Memory part;
           for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
           const Tensor rows = attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
                                      view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorb);
-          context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
+          context.copy_rows(rows, out, std::array{RowRange{0, rows.rows(), queries.begin(begin)}});
         }
         return out;
       }
@@ -5313,11 +5363,12 @@ void argmax(const Tensor& x, std::size_t room) {
 }
 /// Checks the arguments of `copy_rows`.
 template <class Tensor>
-void copy_rows(const Tensor& from, Index first, Index count, const Tensor& to, Index at) {
-  require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
-              from.cols() == to.cols(),
-          "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
-          to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+void copy_rows(const Tensor& from, const Tensor& to, std::span<const RowRange> ranges) {
+  for (const RowRange& range : ranges)
+    require(range.from >= 0 && range.count >= 0 && range.to >= 0 && range.from <= from.rows() - range.count &&
+                range.to <= to.rows() - range.count && from.cols() == to.cols(),
+            "copy_rows: ", range.count, " rows from ", range.from, " of (", from.rows(), ", ", from.cols(), ") to ",
+            range.to, " of (", to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
 }
 /// Checks the arguments of `glu`.
 template <class Tensor>
@@ -8278,6 +8329,14 @@ class CpuCore {
   /// brings it to that of a context that has run them.
   void settle(const CpuCore& like) { arena_.settle(like.arena_); }
 
+  /// Returns what another context like this one is constructed from: the number of threads.
+  int settings() const { return threads_; }
+  /// Returns pass(): on the processor, starting work costs nothing.
+  template <class Pass>
+  auto replayed(Pass&& pass) {
+    return pass();
+  }
+
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
   /// Returns a tensor (rows, cols) of zeros.
@@ -8319,11 +8378,14 @@ class CpuCore {
       columns[static_cast<std::size_t>(r)] = best;
     }
   }
-  /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
-  /// does not have.
-  void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
-    checks::copy_rows(from, first, count, to, at);
-    std::copy_n(from.row(first), count * from.cols(), to.row(at));
+  /// Copies ranges of rows. Within one tensor a range may overlap itself, but no row that another range reads or
+  /// writes. Throws `Error` for rows that either tensor does not have.
+  void copy_rows(const Tensor& from, Tensor& to, std::span<const RowRange> ranges) {
+    checks::copy_rows(from, to, ranges);
+    for (const RowRange& range : ranges)
+      if (range.count > 0 && from.cols() > 0)
+        std::memmove(to.row(range.to), from.row(range.from),
+                     static_cast<std::size_t>(range.count * from.cols()) * sizeof(T));
   }
   /// Returns a tensor (rows, cols) whose elements all have this value.
   Tensor fill(Index rows, Index cols, double value) {
@@ -13960,10 +14022,12 @@ class Streams {
   using Tensor = typename Context::Tensor;  ///< the type of logits
 
   /// Makes room for `config.capacity` streams of the model, which must outlive them. Allocates. Throws Error for
-  /// settings out of range and where the model cannot be streamed.
-  explicit Streams(const Model& model, const StreamConfig& config = {})
+  /// settings out of range and where the model cannot be streamed. `settings` are those of the contexts, such as
+  /// `settings()` of another one; by default they take `config.threads`, or the device that is a context's default.
+  explicit Streams(const Model& model, const StreamConfig& config = {},
+                   const std::optional<SettingsOf<Context>>& settings = {})
       : model_(model),
-        workers_(workers_of(config)),
+        workers_(workers_of(config, settings ? *settings : default_settings(config))),
         context_(workers_.front()->context),
         mask_(resolved_mask(model.config(), config)),
         max_frames_(config.max_frames),
@@ -13977,8 +14041,7 @@ class Streams {
         slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
-    for (auto& worker : workers_)
-      for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
+    for (auto& worker : workers_) worker->reserve(static_cast<std::size_t>(together_), slots_.size());
     if (!is_whole_) warm_up();  // nobody may ever speak for so long
   }
   Streams(const Streams&) = delete;
@@ -14058,27 +14121,35 @@ class Streams {
 
   /// Holds what one thread needs to take streams through the model.
   struct Worker {
-    explicit Worker(int threads) : context(made(threads)) {}
-    /// Returns a context with so many threads, or one that has none of the host.
-    static Context made(int threads) {
-      if constexpr (std::is_constructible_v<Context, int>)
-        return Context(threads);
-      else
-        return Context();
+    explicit Worker(const SettingsOf<Context>& settings) : context(settings) {}
+    /// Takes memory for passes of so many streams, and pushes of so many.
+    void reserve(std::size_t pass, std::size_t push) {
+      ready.reserve(pass);
+      firsts.reserve(pass);
+      for (auto* ranges : {&inputs, &outputs, &left}) ranges->reserve(pass);
+      taken.reserve(push);
     }
     Context context;
     std::span<const Index> streams{};  // of this push
     std::vector<Index> ready, firsts;  // of its next pass: the streams, and their first frames
+    std::vector<RowRange> taken,       // rows of a push that go to `pending_`
+        inputs, outputs, left;         // of its next pass: from `pending_`, of logits, and what stays there
     std::exception_ptr failure;
   };
   using Workers = std::vector<std::unique_ptr<Worker>>;
 
-  static Workers workers_of(const StreamConfig& c) {
+  static SettingsOf<Context> default_settings(const StreamConfig& c) {
+    if constexpr (std::is_same_v<SettingsOf<Context>, int>)
+      return c.threads;
+    else
+      return {};
+  }
+  static Workers workers_of(const StreamConfig& c, const SettingsOf<Context>& settings) {
     require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24,
             " expected");
     Workers out;
     do {
-      out.push_back(std::make_unique<Worker>(c.threads));
+      out.push_back(std::make_unique<Worker>(settings));
     } while (static_cast<Index>(out.size()) <
              std::min<Index>({out.front()->context.threads(), c.capacity, detail::ThreadTeam::max_threads}));
     return out;
@@ -14168,14 +14239,20 @@ class Streams {
   void advance(Worker& worker, const Tensor& features, const Sequences& blocks, bool last, Tensor& out) {
     const auto streams = std::exchange(worker.streams, {});
     worker.ready.clear();  // of a pass that failed
+    worker.taken.clear();
+    const auto copy_taken = [&] {
+      if (!worker.taken.empty()) worker.context.copy_rows(features, pending_, worker.taken);
+      worker.taken.clear();
+    };
     for (bool any = true; any;) {
       any = false;
       for (std::size_t n = 0; n < streams.size(); ++n) {
         Slot& s = slot(streams[n]);
-        take_rows(worker, s, streams[n], features, blocks.end(s.sequence));
+        take_rows(worker, s, streams[n], blocks.end(s.sequence));
         if (s.pending == window_ || (last && s.pending >= model_.subsampling.window()))
           worker.ready.push_back(streams[n]);
         if (static_cast<Index>(worker.ready.size()) < together_ && n + 1 < streams.size()) continue;
+        copy_taken();
         if (worker.ready.empty()) continue;
         step(worker, out);
         any = true;
@@ -14183,16 +14260,20 @@ class Streams {
     }
   }
 
-  void take_rows(Worker& worker, Slot& s, Index stream, const Tensor& features, Index end) {
+  void take_rows(Worker& worker, Slot& s, Index stream, Index end) {
     const Index count = std::min(window_ - s.pending, end - s.next);
     if (count <= 0) return;
-    worker.context.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
+    worker.taken.push_back({s.next, count, stream * window_ + s.pending});
     s.pending += count;
     s.next += count;
   }
 
   /// Runs one pass over the streams of a worker that are ready.
   void step(Worker& worker, Tensor& out) {
+    worker.context.replayed([&] { pass(worker, out); });
+    worker.ready.clear();
+  }
+  void pass(Worker& worker, Tensor& out) {
     Context& context = worker.context;
     const auto slot_of = [&](Index n) -> Slot& {
       return slots_[static_cast<std::size_t>(worker.ready[static_cast<std::size_t>(n)])];
@@ -14201,25 +14282,28 @@ class Streams {
     const Sequences inputs = Sequences::make(context.arena(), count, [&](Index n) { return slot_of(n).pending; });
     Tensor features = context.make(inputs.rows(), pending_.cols());
     worker.firsts.clear();
+    for (auto* ranges : {&worker.inputs, &worker.outputs, &worker.left}) ranges->clear();
     for (Index n = 0; n < count; ++n) {
-      context.copy_rows(pending_, worker.ready[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
-                        inputs.begin(n));
+      const Index first = worker.ready[static_cast<std::size_t>(n)] * window_;
+      worker.inputs.push_back({first, slot_of(n).pending, inputs.begin(n)});
       worker.firsts.push_back(slot_of(n).frames);
     }
+    context.copy_rows(pending_, features, worker.inputs);
     auto [x, sequences] = model_.subsampling(context, features, inputs);
-    Pass<Tensor> pass{sequences, mask_, {}, worker.ready, worker.firsts};
-    const Tensor logits = model_.lm_head(context, model_.encode(context, std::move(x), pass, &state_));
+    Pass<Tensor> of{sequences, mask_, {}, worker.ready, worker.firsts};
+    const Tensor logits = model_.lm_head(context, model_.encode(context, std::move(x), of, &state_));
     for (Index n = 0; n < count; ++n) {
       Slot& s = slot_of(n);
-      const Index rows = sequences.length(n), stream = worker.ready[static_cast<std::size_t>(n)];
-      context.copy_rows(logits, sequences.begin(n), rows, out, s.row);
+      const Index rows = sequences.length(n), first = worker.ready[static_cast<std::size_t>(n)] * window_;
+      worker.outputs.push_back({sequences.begin(n), rows, s.row});
       s.row += rows;
       s.frames += rows;
-      const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
-      context.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
-      s.pending = kept;
+      const Index used = rows * model_.subsampling.factor();
+      s.pending -= used;
+      worker.left.push_back({first + used, s.pending, first});
     }
-    worker.ready.clear();
+    context.copy_rows(logits, out, worker.outputs);
+    context.copy_rows(pending_, pending_, worker.left);
   }
 
   /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs: on
@@ -15554,8 +15638,6 @@ struct Conversion {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <functional>
-
 // Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
 
 namespace laconic {
@@ -16670,6 +16752,7 @@ class TokenDecoder {
         state_(context, model, StateShape{config.slots, max_tokens_, std::nullopt, config.storage}),
         counts_(static_cast<std::size_t>(config.slots)) {
     firsts_.reserve(counts_.size());
+    lasts_.reserve(counts_.size());
   }
 
   /// Returns the context that computes.
@@ -16717,14 +16800,18 @@ class TokenDecoder {
     for (const int id : tokens.ids)
       require(id >= 0 && id < vocab_size(), "token decoder: id ", id, " given, 0 to ", vocab_size() - 1, " expected");
     try {
-      Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
-      const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
-      for (std::size_t n = 0; n < slots.size(); ++n)
-        counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
-      if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
-      Tensor last = context_.make(sequences.size(), rows.cols());
-      for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
-      return model_.logits(context_, last);
+      return context_.replayed([&] {
+        Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
+        const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
+        for (std::size_t n = 0; n < slots.size(); ++n)
+          counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
+        if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
+        Tensor last = context_.make(sequences.size(), rows.cols());
+        lasts_.clear();
+        for (Index n = 0; n < sequences.size(); ++n) lasts_.push_back({sequences.end(n) - 1, 1, n});
+        context_.copy_rows(rows, last, lasts_);
+        return model_.logits(context_, last);
+      });
     } catch (...) {  // some layers may hold the tokens and others not
       for (const Index slot : slots) begin(slot);
       throw;
@@ -16754,6 +16841,7 @@ class TokenDecoder {
   Index max_tokens_;
   typename Model::template State<Context> state_;
   std::vector<Index> counts_, firsts_;
+  std::vector<RowRange> lasts_;  // the last rows of sequences
 };
 
 }  // namespace LACONIC_ABI
@@ -17207,6 +17295,7 @@ class SourceDecoder {
     reader_.source_of.assign(static_cast<std::size_t>(slots()), Reader::none);
     order_.reserve(static_cast<std::size_t>(slots()));
     sorted_.reserve(static_cast<std::size_t>(slots()));
+    places_.reserve(static_cast<std::size_t>(slots()));
   }
   SourceDecoder(const SourceDecoder&) = delete;
   SourceDecoder& operator=(const SourceDecoder&) = delete;
@@ -17281,8 +17370,9 @@ class SourceDecoder {
     });
     const Tensor logits = tokens_.append({ids_, sequences}, sorted_);
     Tensor out = context().make(logits.rows(), logits.cols());
-    for (std::size_t i = 0; i < order_.size(); ++i)
-      context().copy_rows(logits, static_cast<Index>(i), 1, out, order_[i]);
+    places_.clear();
+    for (std::size_t i = 0; i < order_.size(); ++i) places_.push_back({static_cast<Index>(i), 1, order_[i]});
+    context().copy_rows(logits, out, places_);
     return out;
   }
 
@@ -17336,6 +17426,7 @@ class SourceDecoder {
   TokenDecoder<Reader, Context> tokens_;
   std::vector<Index> order_, sorted_;
   std::vector<int> ids_;
+  std::vector<RowRange> places_;  // of logits, in the order that was asked for
 };
 
 }  // namespace LACONIC_ABI
