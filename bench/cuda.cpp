@@ -7,7 +7,8 @@
 //   build/cuda/bench/cuda --benchmark_out=cuda.json
 //
 // Roofs are measured first and printed: copying 512 MiB within the device, counted as read and written, and products of
-// 4096 x 4096 x 4096 in float, TF32 and bf16 by cuBLAS. Names end with the precision of products (ProductPrecision).
+// 4096 x 4096 x 4096 in float, TF32 and bf16 by cuBLAS. Where it matters, names end with the precision of products
+// (ProductPrecision).
 // Time is that of 10 calls in a row, from the first launch until the last has ended, so that launches overlap as in a
 // model. "of_copy" and "of_product" are percentages of these roofs: of the copy's bandwidth at which the operands and
 // results of a call, counted once, went through memory, and of the product's operations.
@@ -21,6 +22,7 @@
 #include <cublas_v2.h>
 
 #include <array>
+#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -100,8 +102,8 @@ class CublasProduct {
         in_(static_cast<int>(in)),
         out_(static_cast<int>(out)),
         precision_(precision),
-        a_(gpu.fill(rows, in, 0.5)),
-        b_(gpu.fill(out, in, 0.5)),
+        a_(operand(gpu, rows, in, precision)),
+        b_(operand(gpu, out, in, precision)),
         c_(gpu.make(rows, out)) {
     check(cublasCreate(&handle_));
     check(cublasSetStream(handle_, gpu.stream().queue().handle()));
@@ -110,7 +112,7 @@ class CublasProduct {
   CublasProduct& operator=(const CublasProduct&) = delete;
   ~CublasProduct() { cublasDestroy(handle_); }
   void operator()() {
-    // Its matrices are column by column. As bf16 the buffers hold other numbers, which take the same time.
+    // Its matrices are column by column.
     const bool is_bf16 = precision_ == ProductPrecision::bf16;
     const cudaDataType_t type = is_bf16 ? CUDA_R_16BF : CUDA_R_32F;
     const cublasComputeType_t compute =
@@ -123,6 +125,16 @@ class CublasProduct {
  private:
   static void check(cublasStatus_t status) {
     require(status == CUBLAS_STATUS_SUCCESS, "cuBLAS: ", cublasGetStatusString(status));
+  }
+  /// Returns noise, two values of bf16 in the place of a float. (The time of a GPU may depend on the numbers.)
+  static Tensor operand(Gpu& gpu, Index rows, Index cols, ProductPrecision precision) {
+    Matrix<float> x = noise(rows, cols);
+    if (precision == ProductPrecision::bf16)
+      for (Index i = 0; i < x.size(); ++i) {
+        const std::uint32_t bits = to_bf16(x.data()[i]).bits;
+        x.data()[i] = std::bit_cast<float>(bits << 16 | bits);
+      }
+    return gpu.input(x);
   }
   int rows_, in_, out_;
   ProductPrecision precision_;

@@ -158,6 +158,21 @@ TEST_CASE("matrices of heads are multiplied on tensor cores, whichever way they 
       }
 }
 
+TEST_CASE("a weight keeps a packed form for each product that it is part of", "[cuda]") {
+  for (const ProductPrecision precision : precisions) {
+    Cuda<float> gpu(CudaDevice{.precision = precision});
+    Parameter<float> weight({6, 1});  // its rows and its columns are both contiguous
+    weight.host() << 1, 2, 3, 4, 5, 6;
+    ParameterList<float> list({&weight});
+    gpu.prepare(list);
+    const Matrix<float> one = Matrix<float>::Ones(1, 1), six = Matrix<float>::Ones(1, 6);
+    for (int again = 0; again < 2; ++again) {
+      CHECK(gpu.output(gpu.head_linear(gpu.input(one), weight, nullptr, {1, 1})).sum() == 21);
+      CHECK(gpu.output(gpu.head_linear(gpu.input(six), weight, nullptr, {1, 1, true}))(0, 0) == 21);
+    }
+  }
+}
+
 TEST_CASE("products of doubles are not rounded", "[cuda]") {
   CHECK_THROWS_WITH(Cuda<double>(CudaDevice{.precision = ProductPrecision::bf16}),
                     "Cuda: products in bf16 given with double, float expected");

@@ -28,7 +28,7 @@ constexpr auto enum_names(Storage) {
 enum class ProductPrecision {
   full,  ///< not at all
   tf32,  ///< to 10 bits of mantissa, for tensor cores
-  bf16   ///< to 7 bits of mantissa, for tensor cores: twice as fast as tf32
+  bf16   ///< to 7 bits of mantissa, for tensor cores
 };
 /// Names the values of ProductPrecision.
 constexpr auto enum_names(ProductPrecision) {

@@ -27,7 +27,7 @@ struct GraphCounts {
 class GraphCache {
  public:
   static constexpr std::size_t max_graphs = 64;  ///< shapes that are kept
-  /// Min pieces of a list that gets a graph. With fewer, a launch costs as much as starting them.
+  /// Min pieces of a list that gets a graph. With fewer, a graph saves little; the number is a guess.
   static constexpr std::size_t min_works = 8;
 
   /// Does the work of a list: launches its graph if there is one, and otherwise starts one piece after the other.

@@ -7,7 +7,10 @@
 #include <laconic/backend/cuda/kernels/pack.hpp>
 #include <laconic/backend/cuda/kernels/tensor_gemm.hpp>
 
+#include <algorithm>
 #include <cstddef>
+#include <limits>
+#include <optional>
 #include <type_traits>
 
 // Starts products of matrices, as the precision of a context says: `gemm` and `add_gemm` are the only functions that
@@ -102,7 +105,8 @@ Packed<E> packed(Core& core, const char* name, const Operand& x, Index rows, Ind
       fill(to);
       core.stream().wait();  // other streams may read it
     };
-    out.rows.data = static_cast<const E*>(weight->packed({sizeof(E), has_contiguous_rows(x)}, bytes, fill_and_wait));
+    out.rows.data = static_cast<const E*>(
+        weight->packed({sizeof(E), batches * rows, depth, has_contiguous_rows(x)}, bytes, fill_and_wait));
   } else {
     out.memory = core.device_arena().allocate(bytes);
     fill(out.memory.data());
@@ -111,6 +115,10 @@ Packed<E> packed(Core& core, const char* name, const Operand& x, Index rows, Ind
   return out;
 }
 
+/// Gives the tiles with which the largest ones are used: about as many as large GPUs have multiprocessors. No GPU has
+/// confirmed it.
+inline constexpr Index enough_tiles = 128;
+
 /// Calls start.operator()<Kernel>() with the kernel for products on tensor cores whose tiles suit C: as large as rows
 /// and multiprocessors allow.
 template <TensorElement E, class A = TensorRows<E>, class Start>
@@ -118,9 +126,8 @@ void with_tensor_gemm(const GemmSize& size, const Start& start) {
   using Few = TensorGemm<E, 16, 32, 1, 4, 6, A>;
   using Some = TensorGemm<E, 64, 64, 2, 2, 4, A>;
   using Many = TensorGemm<E, 128, 128, 2, 4, 3, A>;
-  constexpr Index enough = 100;  // tiles: most GPUs have about as many multiprocessors
   if (size.rows <= 16) return start.template operator()<Few>();
-  if (size.batches * Many::tiles(size) < enough) return start.template operator()<Some>();
+  if (size.batches * Many::tiles(size) < enough_tiles) return start.template operator()<Some>();
   start.template operator()<Many>();
 }
 /// Computes C = A B^T + bias on tensor cores, then the activation.
@@ -178,36 +185,39 @@ void gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<
                   has_contiguous_rows(b), activation, whole, nullptr},
            Kernel::shared_bytes());
   };
-  constexpr Index enough = 128;  // tiles, for the multiprocessors of most GPUs
   if (size.rows <= 16) return start.template operator()<16>();
   if constexpr (std::is_same_v<T, float>) {  // doubles would not fit into registers
-    if (size.batches * Gemm<T, B, T, 128>::tiles(size) >= enough) return start.template operator()<128>();
+    if (size.batches * Gemm<T, B, T, 128>::tiles(size) >= enough_tiles) return start.template operator()<128>();
   }
   start.template operator()<64>();
 }
 
-/// Computes C += A B for a long depth and contiguous C (batches, rows, cols), with the chunks added up in double. The
-/// depth is divided among more blocks where C alone is few. `core` is as in `gemm`.
+/// Computes C += A B for a long depth and contiguous C (batches, rows, cols). Chunks of the depth, 256 products or on
+/// tensor cores up to 4096, are added up in double. The depth is divided among more blocks where C alone is few. `core`
+/// is as in `gemm`.
 template <class Core, class T>
 void add_gemm(Core& core, const char* name, const GemmSize& size, const GemmOperand<T>& a, const GemmOperand<T>& b,
               T* c) {
-  const auto add = [&]<class Kernel>(const auto& left, const auto& right, auto... layout) {
+  const auto add = [&]<class Kernel>(Index most_chunks, const auto& left, const auto& right, auto... layout) {
     const Index tiles = size.batches * Kernel::tiles(size);
-    core.add_row_sums(name, RowSplit::of(size.depth, Kernel::chunk, tiles), tiles, size.batches * size.rows * size.cols,
-                      c, Kernel::shared_bytes(), [&](const RowSplit& split, double* parts) {
+    RowSplit of_depth = RowSplit::of(size.depth, Kernel::chunk, tiles);
+    of_depth.each = std::min(of_depth.each, most_chunks);
+    core.add_row_sums(name, of_depth, tiles, size.batches * size.rows * size.cols, c, Kernel::shared_bytes(),
+                      [&](const RowSplit& split, double* parts) {
                         return Kernel{size, left, right, {}, nullptr, false, layout..., Activation::relu, split, parts};
                       });
   };
   const auto add_on_tensor_cores = [&]<class E>() {
     const auto left = packed<E>(core, name, a, size.rows, size.depth, size.batches);
     const auto right = packed<E>(core, name, transposed(b), size.cols, size.depth, size.batches);
-    with_tensor_gemm<E>(size, [&]<class Kernel>() { add.template operator()<Kernel>(left.rows, right.rows); });
+    with_tensor_gemm<E>(size, [&]<class Kernel>() { add.template operator()<Kernel>(4, left.rows, right.rows); });
   };
   if constexpr (std::is_same_v<T, float>) {
     if (core.precision() == ProductPrecision::bf16) return add_on_tensor_cores.template operator()<Bf16>();
     if (core.precision() == ProductPrecision::tf32) return add_on_tensor_cores.template operator()<float>();
   }
-  add.template operator()<Gemm<T, GemmOperand<T>, double, 64>>(a, b, has_contiguous_rows(a), has_contiguous_rows(b));
+  add.template operator()<Gemm<T, GemmOperand<T>, double, 64>>(std::numeric_limits<Index>::max(), a, b,
+                                                               has_contiguous_rows(a), has_contiguous_rows(b));
 }
 
 }  // namespace cuda

@@ -74,6 +74,7 @@ class Stream {
   /// Waits until all work of all streams of the device is done, but for what other threads have recorded.
   void wait_for_all() const {
     start_recorded();
+    for (const Stream* stream = innermost(); stream != nullptr; stream = stream->outer_) stream->start_recorded();
     queue_.wait_for_all();
   }
 

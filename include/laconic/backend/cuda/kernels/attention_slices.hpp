@@ -129,7 +129,7 @@ class SequenceRows {
   /// `wait_for_copies` of the group of these copies.
   template <int threads>
   LACONIC_DEVICE void load(Block& block, int first, int column, Bf16* slice) const {
-    block.each_unordered([&](int t) {
+    block.each_in_warps([&](int t) {  // rows differ in what they do, and warps multiply next
       constexpr int at_once = threads / Slice::chunks, passes = Slice::rows / at_once;
       static_assert(at_once % 8 == 0 && Slice::rows % at_once == 0);
       const int row_of_thread = t >> 3, chunk = t & (Slice::chunks - 1), c = column + chunk * Slice::chunk,

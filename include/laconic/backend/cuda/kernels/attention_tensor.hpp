@@ -217,8 +217,7 @@ struct AttendTensor {
   static constexpr int buffers(const AttendTensorOperands& operands) {
     const AttendOperands<float>& in = operands.in;
     const Steps least(in, min_columns(in)), most(in, in.value_width > columns ? columns : in.value_width);
-    if (most.positions > 0)
-      return most.positions + most.keys + (operands.same_rows ? most.positions : most.values) + ahead + 1;
+    if (most.positions > 0) return most.positions + most.keys + (operands.same_rows ? 0 : most.values) + ahead + 1;
     if (!operands.same_rows) return ahead + 1;
     return most.keys + (least.values > ahead ? 0 : ahead + 1 - least.values);
   }

@@ -102,7 +102,7 @@ class AttendWarps {
     LACONIC_UNROLL_DEVICE
     for (int half = 0; half < 2; ++half)
       reduce_groups(block_, best[half], [](float a, float b) { return a > b ? a : b; });
-    block_.each_unordered([&](int t) {
+    block_.each_in_warps([&](int t) {  // rows differ in what they do, and warps multiply next
       State& me = state_[t];
       LACONIC_UNROLL_DEVICE
       for (int half = 0; half < 2; ++half) {

@@ -57,6 +57,7 @@ struct TensorPatches {
     static constexpr int together = Threads / tensor_slice::chunks, count = Rows / together;
     static_assert(together % tensor_slice::chunks == 0 && Rows % together == 0);
     const E* first[static_cast<std::size_t>(count)];  ///< each patch; null after the last one
+    const E* data;                                    ///< an address that can be named where nothing is read
     int run, next;                                    ///< values of a run, and from a run to the next
 
     /// Returns those of thread t for the patches from `row` on, which must be whole: `begin` is 0.
@@ -67,6 +68,7 @@ struct TensorPatches {
         const Index start = x.patches.start(row + t / tensor_slice::chunks + i * together);
         out.first[i] = start < 0 ? nullptr : x.data + start;
       }
+      out.data = x.data;
       out.run = x.patches.freq_taps * x.patches.in_channels;
       out.next = static_cast<int>(x.patches.in_freqs) * x.patches.in_channels;
       return out;
@@ -80,7 +82,7 @@ struct TensorPatches {
       LACONIC_UNROLL_DEVICE
       for (int i = 0; i < count; ++i) {
         const bool exists = bytes > 0 && first[i] != nullptr;
-        block.copy(to + i * together * tensor_slice::bytes, exists ? first[i] + offset : first[0], exists ? bytes : 0);
+        block.copy(to + i * together * tensor_slice::bytes, exists ? first[i] + offset : data, exists ? bytes : 0);
       }
     }
   };

@@ -98,7 +98,7 @@ struct TensorGemm {
                        across = warp_cols / 8;  // products of a warp
   static constexpr int stage_bytes = (Rows + Cols) * slice_bytes;
   static constexpr int pitch = Cols + 8;  // of a row of sums in shared memory: the writes of a warp are in all banks
-  static constexpr Index chunk = 1024;    ///< elements of the depth that parts are made of
+  static constexpr Index chunk = 1024;    ///< elements of the depth that parts are made of; a part is one sum
   static_assert(Rows % (16 * Down) == 0 && Cols % (8 * Across) == 0);
   static_assert(Rows * chunks % threads == 0 && Cols * chunks % threads == 0 && chunk % depth == 0);
   static_assert(Rows * pitch * static_cast<int>(sizeof(float)) <= Stages * stage_bytes);
