@@ -59,7 +59,7 @@ class CudaWeight final : public ResidentWeight, public std::enable_shared_from_t
   /// Names a form of the values for tensor cores: the bytes of an element, and the rows and the depth of a product.
   struct PackedForm {
     std::size_t element_bytes;  ///< 2 for bf16, 4 for TF32
-    Index rows, depth;          ///< of all batches, and of a row
+    Index rows, depth;          ///< rows of all batches, and elements of a row
     bool by_rows;               ///< whether these rows run along those of the matrix, or along its columns
     /// Says whether two are the same.
     friend bool operator==(const PackedForm&, const PackedForm&) = default;
