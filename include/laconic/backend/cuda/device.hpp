@@ -225,7 +225,8 @@ class DeviceQueue {
           "cudaLaunchKernel", " for ", work.name, " with (", work.grid.x, ", ", work.grid.y, ") blocks of ",
           work.threads, " threads");
   }
-  void upload(void* to, const void* from, std::size_t bytes) const {
+  // Not inlined, where compilers would warn of payloads that work without one does not have.
+  [[gnu::noinline]] void upload(void* to, const void* from, std::size_t bytes) const {
     if (!is_staged(bytes)) {
       copy(to, from, bytes, cudaMemcpyHostToDevice);
       return wait();
