@@ -13,8 +13,8 @@
 #include <optional>
 #include <type_traits>
 
-// Starts products of matrices, as the precision of a context says: `gemm` and `add_gemm` are the only functions that
-// do, so that a library of a vendor can take their place.
+// Starts products of matrices, and convolutions on tensor cores, as the precision of a context says. A library of a
+// vendor could take their place here, but would choose the order of sums by the shape.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
