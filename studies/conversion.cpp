@@ -4,6 +4,7 @@
 // by one or several strategies, and reports WER against cache size.
 #include "commands.hpp"
 #include "common/cli.hpp"
+#include "common/device_option.hpp"
 #include "common/gnuplot.hpp"
 #include "common/training_line.hpp"
 #include "report.hpp"
@@ -29,6 +30,7 @@ struct StudyOptions : CommonOptions {
   std::vector<std::string> attentions{"mla-simple", "gqa", "mqa"}, methods{"svd"}, strategies{"finetuned"};
   std::vector<double> caches{50, 25, 12.5, 6.25};
   Index seeds = 0;
+  DeviceOption device;
 };
 
 /// How a latent is found: "activation", or with ranks of the layers' own "activation+water-filling".
@@ -84,7 +86,7 @@ class Study {
       : o_(options),
         out_(options.out),
         preset_(study_preset(options.preset)),
-        workspace_(options.threads),
+        workspace_(options.threads, options.device.chosen()),
         results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
@@ -341,8 +343,9 @@ class Study {
   }
 
   /// A row for each test set.
-  void measure(const Recognizer& model, std::int64_t seed, const Variant& v, const std::string& stage,
+  void measure(const Recognizer& given, std::int64_t seed, const Variant& v, const std::string& stage,
                const ConversionReport& report, double train_seconds) {
+    const Recognizer model = ready(given, o_.device.chosen(), o_.threads);
     const std::string& name = v.name;
     const bool has_groups = v.choice.attention == AttentionName::gqa || v.choice.attention == AttentionName::mqa;
     const EncoderConfig& encoder = model.config().encoder;
@@ -450,6 +453,7 @@ void add_conversion_command(CLI::App& app) {
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(whole_number(1));
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is used only for testing")
       ->type_name("NAME");
+  o->device.add_to(*command);
   share_among_processes(command);
   command->footer(
       "Example:\n  laconic-study conversion --out study --preset quick\n"

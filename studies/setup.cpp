@@ -91,3 +91,9 @@ Recognizer new_recognizer(const std::filesystem::path& corpus, EncoderName encod
   for (const Utterance& u : utterances) texts.push_back(u.text);
   return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(seed)));
 }
+
+Recognizer ready(const Recognizer& model, const Device& device, int threads) {
+  Recognizer out = model;
+  if (device.gpu) out.prepare(threads, device);
+  return out;
+}

@@ -39,3 +39,5 @@ std::filesystem::path find_corpus(const CorpusSource& source, const std::filesys
 /// chunks, globally.
 laconic::Recognizer new_recognizer(const std::filesystem::path& corpus, laconic::EncoderName encoder,
                                    const laconic::EncoderConfig& config, std::int64_t seed, int threads);
+/// Returns a model that can be measured on a device. Training leaves it on the host.
+laconic::Recognizer ready(const laconic::Recognizer& model, const laconic::Device& device, int threads);

@@ -4,6 +4,7 @@
 // wrong.
 #include "commands.hpp"
 #include "common/cli.hpp"
+#include "common/device_option.hpp"
 #include "common/table.hpp"
 #include "common/training_line.hpp"
 #include "setup.hpp"
@@ -25,12 +26,13 @@ struct StreamStudyOptions : CommonOptions {
   std::string data, out, preset = "full", holdout_speaker, encoder = "conformer", convolution = "chunk";
   Index seeds = 1, chunk = 8, left_context = 32, streams = 16;
   double block_ms = 100;
+  DeviceOption device;
 };
 
 class StreamStudy {
  public:
   explicit StreamStudy(const StreamStudyOptions& o)
-      : o_(o), out_(o.out), preset_(study_preset(o.preset)), workspace_(o.threads) {
+      : o_(o), out_(o.out), preset_(study_preset(o.preset)), workspace_(o.threads, o.device.chosen()) {
     preset_.encoder.convolution = from_name<ConvolutionContext>(o.convolution).value();
     preset_.encoder.chunk = o.chunk;
     preset_.encoder.left_context = o.left_context;
@@ -82,7 +84,7 @@ class StreamStudy {
       say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
     }
     const double seconds = train(model, out_ / "models" / text("seed", seed) / name, seed, name);
-    rows_.push_back(measure(model, name, seed, seconds));
+    rows_.push_back(measure(ready(model, o_.device.chosen(), o_.threads), name, seed, seconds));
     write_json(out_ / "streaming.json", rows_);
   }
 
@@ -250,6 +252,7 @@ void add_streaming_command(CLI::App& app) {
   command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(whole_number(1));
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")
       ->type_name("NAME");
+  o->device.add_to(*command);
   command->footer("Example:\n  laconic-study streaming --data free-spoken-digit-dataset/recordings --out live");
   command->callback([=] { StreamStudy(*o).run(); });
 }

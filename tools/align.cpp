@@ -2,8 +2,8 @@
 //
 // laconic align: when each word of a known text is said in a recording.
 #include "commands.hpp"
+#include "common/device_option.hpp"
 #include "common/transcripts.hpp"
-#include "device_option.hpp"
 
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>

@@ -2,10 +2,10 @@
 //
 // laconic eval: word error rate of a model, whole utterances or streamed.
 #include "commands.hpp"
+#include "common/device_option.hpp"
 #include "common/portions.hpp"
 #include "common/status_line.hpp"
 #include "decoding_options.hpp"
-#include "device_option.hpp"
 #include "eval_corpus.hpp"
 #include "eval_details.hpp"
 #include "stream_options.hpp"

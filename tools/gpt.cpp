@@ -5,6 +5,7 @@
 
 #include "commands.hpp"
 #include "common/steps_line.hpp"
+#include "on_device.hpp"
 
 #include <laconic/decode/generate.hpp>
 #include <laconic/train/language_model.hpp>
@@ -25,6 +26,7 @@ struct TrainOptions : CommonOptions {
   bool rotary = false;
   LanguageModelConfig gpt{.max_positions = 128, .d_model = 192, .num_layers = 6, .num_heads = 6, .dropout = 0.1};
   LanguageModelTraining training;
+  DeviceOption device;
 };
 
 /// Returns the configuration that the options describe.
@@ -51,9 +53,9 @@ void train(TrainOptions& o) {
       " characters; cache of ", c.max_positions, " characters: ", bytes_of_cache(c), " bytes; ", text.train.size(),
       " characters to train on, ", text.valid.size(), " to choose a model by, ", o.threads, " threads");
   StepsLine line(o.training.steps, "characters", [](double loss) { return "validation " + fixed(loss, 4); });
-  Cpu cpu(o.threads);
-  const TrainingResult result =
-      train_language_model(cpu, loaded.model, text.train, text.valid, o.training, std::ref(line));
+  const TrainingResult result = on_device(o.device, o.threads, [&](auto& context) {
+    return train_language_model(context, loaded.model, text.train, text.valid, o.training, std::ref(line));
+  });
   save(o.out, loaded.model, loaded.characters);
   print("validation loss ", fixed(result.valid_loss, 4), " nats a character (step ", result.best_step, " of ",
         o.training.steps, ", ", fixed(result.seconds, 0), " s of training, ", fixed(result.items_per_second, 0),
@@ -72,14 +74,16 @@ void train(TrainOptions& o) {
 struct EvalOptions : CommonOptions {
   std::string model;
   TextOptions text;
+  DeviceOption device;
 };
 
 void evaluate(const EvalOptions& o) {
   Loaded loaded = load(o.model);
   const Text text = o.text.split(loaded.characters, o.text.read());
-  Cpu cpu(o.threads);
-  cpu.prepare(loaded.model);
-  const double loss = evaluate_language_model(cpu, loaded.model, text.valid);
+  const double loss = on_device(o.device, o.threads, [&](auto& context) {
+    context.prepare(loaded.model);
+    return evaluate_language_model(context, loaded.model, text.valid);
+  });
   print(text.valid.size(), " characters: ", fixed(loss, 4), " nats a character, ", fixed(loss / std::numbers::ln2, 4),
         " bits, perplexity ", fixed(std::exp(loss), 3), '\n');
   o.write({{"model", o.model},
@@ -93,18 +97,16 @@ struct SampleOptions : CommonOptions {
   std::string model, prompt = "\n";
   Index length = 500, count = 1;
   SamplingConfig sampling{.temperature = 0.8};
+  DeviceOption device;
 };
 
-/// Continues the prompts. The model sees no more than max_positions: at the end of these, it goes on from the last
-/// half.
-void sample(const SampleOptions& o) {
-  Loaded loaded = load(o.model);
-  const std::vector<int> prompt = loaded.characters.encode(o.prompt);
-  require(!prompt.empty(), "--prompt: an empty text given, at least one character expected");
-  const auto positions = static_cast<std::size_t>(loaded.model.config().max_positions);
-  Cpu cpu(o.threads);
-  cpu.prepare(loaded.model);
-  TokenDecoder decoder(cpu, loaded.model, {.slots = o.count});
+/// Returns continuations of a prompt. The model sees no more than max_positions: at the end of these, it goes on from
+/// the last half.
+std::vector<std::vector<int>> continuations(auto& context, Model& model, const std::vector<int>& prompt,
+                                            const SampleOptions& o) {
+  const auto positions = static_cast<std::size_t>(model.config().max_positions);
+  context.prepare(model);
+  TokenDecoder decoder(context, model, {.slots = o.count});
   std::vector<std::vector<int>> texts(static_cast<std::size_t>(o.count), prompt);
   const std::size_t end = prompt.size() + static_cast<std::size_t>(o.length);
   for (Index part = 0; texts.front().size() < end; ++part) {
@@ -119,6 +121,15 @@ void sample(const SampleOptions& o) {
     const auto more = generate(decoder, std::span<const std::vector<int>>(prompts), config);
     for (std::size_t n = 0; n < texts.size(); ++n) texts[n].insert(texts[n].end(), more[n].begin(), more[n].end());
   }
+  return texts;
+}
+
+void sample(const SampleOptions& o) {
+  Loaded loaded = load(o.model);
+  const std::vector<int> prompt = loaded.characters.encode(o.prompt);
+  require(!prompt.empty(), "--prompt: an empty text given, at least one character expected");
+  const auto texts =
+      on_device(o.device, o.threads, [&](auto& context) { return continuations(context, loaded.model, prompt, o); });
   nlohmann::json all = nlohmann::json::array();
   for (const auto& one : texts) all.push_back(loaded.characters.decode(one));
   for (const auto& one : texts)
@@ -131,6 +142,7 @@ void add_train(CLI::App& gpt) {
   const auto o = std::make_shared<TrainOptions>();
   o->add_to(*command);
   o->text.add_to(*command)->required();
+  o->device.add_to(*command);
   command->add_option("--out", o->out, "folder for the model")->required()->type_name("DIR");
   CLI::Option* init =
       command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
@@ -176,12 +188,14 @@ void add_all(CLI::App& app) {
   e->add_to(*command);
   command->add_option("--model", e->model, "model folder")->required()->type_name("DIR");
   e->text.add_to(*command)->required();
+  e->device.add_to(*command);
   command->callback([e] { evaluate(*e); });
   add_profile(*gpt);
 
   command = gpt->add_subcommand("sample", "continue a text");
   const auto s = std::make_shared<SampleOptions>();
   s->add_to(*command);
+  s->device.add_to(*command);
   command->add_option("--model", s->model, "model folder")->required()->type_name("DIR");
   command->add_option("--prompt", s->prompt, "text to continue; default: a line end");
   command->add_option("--length", s->length, "characters to add")

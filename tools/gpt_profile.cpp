@@ -5,6 +5,7 @@
 #include "common/latency.hpp"
 #include "common/table.hpp"
 #include "gpt.hpp"
+#include "on_device.hpp"
 
 #include <laconic/decode/token_decoder.hpp>
 #include <laconic/train/language_model.hpp>
@@ -27,6 +28,7 @@ struct ProfileOptions : CommonOptions {
   TextOptions text;
   Index tokens = 0, repeats = 31;
   std::string plot;
+  DeviceOption device;
 };
 
 /// Holds a model and what was measured of it.
@@ -54,8 +56,8 @@ std::string attention_of(const LanguageModelConfig& c) {
 
 /// Returns the seconds in which one stream takes so many characters of the text, one at a time. A text that is shorter
 /// is repeated.
-double seconds_to_decode(Cpu<float>& cpu, const Profiled& p, Index tokens) {
-  TokenDecoder decoder(cpu, p.model);
+double seconds_to_decode(auto& context, const Profiled& p, Index tokens) {
+  TokenDecoder decoder(context, p.model);
   const auto start = std::chrono::steady_clock::now();
   for (Index i = 0; i < tokens; ++i) {
     const std::array one{p.text[static_cast<std::size_t>(i) % p.text.size()]};
@@ -110,17 +112,18 @@ void profile(const ProfileOptions& o) {
     require(tokens <= p.model.config().max_positions, "--tokens: ", tokens, " given, at most ",
             p.model.config().max_positions, " expected, which ", p.folder, " sees at a time");
 
-  Cpu cpu(o.threads);
-  for (Profiled& p : models) {
-    say("measuring the loss of ", p.folder, " ...");
-    p.cache_bytes = Model::cache_bytes(p.model.config(), frames(tokens));
-    cpu.prepare(p.model);
-    p.loss = evaluate_language_model(cpu, p.model, p.text);
-    seconds_to_decode(cpu, p, tokens);  // takes memory
-  }
-  say("decoding ", tokens, " characters, ", o.repeats, " times each ...");
-  for (Index i = 0; i < o.repeats; ++i)
-    for (Profiled& p : models) p.decoding.seconds.push_back(seconds_to_decode(cpu, p, tokens));
+  on_device(o.device, o.threads, [&](auto& backend) {
+    for (Profiled& p : models) {
+      say("measuring the loss of ", p.folder, " ...");
+      p.cache_bytes = Model::cache_bytes(p.model.config(), frames(tokens));
+      backend.prepare(p.model);
+      p.loss = evaluate_language_model(backend, p.model, p.text);
+      seconds_to_decode(backend, p, tokens);  // takes memory
+    }
+    say("decoding ", tokens, " characters, ", o.repeats, " times each ...");
+    for (Index i = 0; i < o.repeats; ++i)
+      for (Profiled& p : models) p.decoding.seconds.push_back(seconds_to_decode(backend, p, tokens));
+  });
 
   const Profiled& first = models.front();
   Table table({{"model", 0, true, 0},
@@ -156,8 +159,9 @@ void profile(const ProfileOptions& o) {
                     {"seconds_max", p.decoding.max()}});
     points.push_back(&p);
   }
+  const Device device = o.device.chosen();
   print("cache and decoding: one stream of ", tokens, " characters, ",
-        o.threads == 1 ? std::string("1 thread") : text(o.threads, " threads"), ", median of ", o.repeats,
+        device.gpu ? device.name() : threads_text(o.threads), ", median of ", o.repeats,
         "; loss: nats a character on the last ", first.text.size(), " of ", o.text.path,
         ";\ncompression and saving: relative to the first model\n\n", Lines{table.lines()});
   o.write({{"text", o.text.path},
@@ -165,6 +169,7 @@ void profile(const ProfileOptions& o) {
            {"tokens", tokens},
            {"repeats", o.repeats},
            {"threads", o.threads},
+           {"device", o.device.chosen().name()},
            {"models", rows}});
   if (!o.plot.empty()) plot(o, points, tokens);
 }
@@ -180,6 +185,7 @@ void add_profile(CLI::App& gpt) {
       ->required()
       ->type_name("DIR...");
   o->text.add_to(*command)->required();
+  o->device.add_to(*command);
   command
       ->add_option("--tokens", o->tokens,
                    "characters in the cache, and of a stream; default: as many as every model sees at a time")

@@ -6,6 +6,7 @@
 #include "common/steps_line.hpp"
 #include "common/table.hpp"
 #include "mnist_model.hpp"
+#include "on_device.hpp"
 
 #include <laconic/decode/beam_search.hpp>
 
@@ -18,12 +19,20 @@
 namespace mnist_command {
 namespace {
 
+/// Returns f(context, model) with the context of a device.
+template <class F>
+auto on_model(const DeviceOption& device, int threads, AnyModel& any, F&& f) {
+  return on_device(device, threads,
+                   [&](auto& context) { return std::visit([&](auto& model) { return f(context, model); }, any); });
+}
+
 struct TrainOptions : CommonOptions {
   std::string data, out, attention = "mla-decoupled";
   Index grid = 1, patch = 7, d_model = 96, heads = 4, encoder_layers = 4, decoder_layers = 2, max_tokens = 64;
   Index shift = 2;
   double dropout = 0.1;
   EncoderDecoderTraining training{.steps = 4000, .batch = 64, .learning_rate = 2e-3, .valid_steps = 500};
+  DeviceOption device;
 };
 
 /// Returns the sizes that the options describe. Latents have ranks of d/2 in the encoder, d/3 in the decoder and d/4
@@ -82,32 +91,28 @@ void train(TrainOptions& o) {
       " threads");
   StepsLine line(o.training.steps, "images",
                  [](double wrong) { return text("images read wrong ", fixed(100 * wrong, 2), '%'); });
-  Cpu cpu(o.threads);
-  const TrainingResult result = std::visit(
-      [&](auto& model) {
-        return train_encoder_decoder(
-            cpu, model, o.training,
-            [&](std::int64_t step) {
-              const auto first = static_cast<std::uint64_t>((step - 1) * o.training.batch);
-              return grids(
-                  o.training.batch,
-                  [&](Index n, Index i) {
-                    return draw.below(room,
-                                      (first + static_cast<std::uint64_t>(n)) * static_cast<std::uint64_t>(cells) +
-                                          static_cast<std::uint64_t>(i));
-                  },
-                  o.shift, move, first);
-            },
-            [&] {
-              const auto written = read_images(cpu, model, valid_grids, valid_images, cells, 100);
-              Index wrong = 0;
-              for (Index n = 0; n < valid_images; ++n)
-                wrong += written[static_cast<std::size_t>(n)] != expected(kept, n, cells);
-              return static_cast<double>(wrong) / static_cast<double>(valid_images);
-            },
-            std::ref(line));
-      },
-      loaded.model);
+  const TrainingResult result = on_model(o.device, o.threads, loaded.model, [&](auto& context, auto& model) {
+    return train_encoder_decoder(
+        context, model, o.training,
+        [&](std::int64_t step) {
+          const auto first = static_cast<std::uint64_t>((step - 1) * o.training.batch);
+          return grids(
+              o.training.batch,
+              [&](Index n, Index i) {
+                return draw.below(room, (first + static_cast<std::uint64_t>(n)) * static_cast<std::uint64_t>(cells) +
+                                            static_cast<std::uint64_t>(i));
+              },
+              o.shift, move, first);
+        },
+        [&] {
+          const auto written = read_images(context, model, valid_grids, valid_images, cells, 100);
+          Index wrong = 0;
+          for (Index n = 0; n < valid_images; ++n)
+            wrong += written[static_cast<std::size_t>(n)] != expected(kept, n, cells);
+          return static_cast<double>(wrong) / static_cast<double>(valid_images);
+        },
+        std::ref(line));
+  });
   save(o.out, loaded);
   print(fixed(100 - 100 * result.valid_loss, 2), "% of the images kept aside read right (step ", result.best_step,
         " of ", o.training.steps, ", ", fixed(result.seconds, 0), " s of training)\nmodel: ", o.out, '\n');
@@ -125,6 +130,7 @@ void train(TrainOptions& o) {
 struct EvalOptions : CommonOptions {
   std::string model, data;
   Index beams = 1;
+  DeviceOption device;
 };
 
 /// Returns the ends of the 95% interval of a proportion (Wilson 1927).
@@ -137,13 +143,13 @@ std::pair<double, double> wilson(double right, double count) {
 
 /// Reads the images by beam search, one after the other; the beams of an image share its memory.
 template <class M>
-std::vector<std::vector<int>> read_by_beams(Cpu<float>& cpu, const M& model, const Grids& grids, Index images,
+std::vector<std::vector<int>> read_by_beams(auto& context, const M& model, const Grids& grids, Index images,
                                             Index cells, Index beams) {
-  SourceDecoder decoder(cpu, model.decoder, {.slots = beams, .max_tokens = cells + 1});
+  SourceDecoder decoder(context, model.decoder, {.slots = beams, .max_tokens = cells + 1});
   std::vector<std::vector<int>> out;
   for (Index n = 0; n < images; ++n) {
     const auto batch = grids.in_order(1, n * cells);
-    const auto [rows, sources] = model.encoder.hidden(cpu, batch.input, batch.sequences);
+    const auto [rows, sources] = model.encoder.hidden(context, batch.input, batch.sequences);
     decoder.listen(rows, sources);
     out.push_back(
         beam_search(decoder, std::array{boundary}, {.beams = beams, .max_new_tokens = cells + 1, .end_token = boundary})
@@ -160,14 +166,11 @@ void evaluate(const EvalOptions& o) {
   const Index cells = c.tokens(), images = digits.count / cells;
   require(images > 0, o.data, ": ", digits.count, " test digits given, at least ", cells, " expected");
   const Grids grids(c, digits);
-  Cpu cpu(o.threads);
-  const auto written = std::visit(
-      [&](auto& model) {
-        cpu.prepare(model);
-        return o.beams > 1 ? read_by_beams(cpu, model, grids, images, cells, o.beams)
-                           : read_images(cpu, model, grids, images, cells, 100);
-      },
-      loaded.model);
+  const auto written = on_model(o.device, o.threads, loaded.model, [&](auto& context, auto& model) {
+    context.prepare(model);
+    return o.beams > 1 ? read_by_beams(context, model, grids, images, cells, o.beams)
+                       : read_images(context, model, grids, images, cells, 100);
+  });
   Index right = 0, right_digits = 0;
   for (Index n = 0; n < images; ++n) {
     const std::vector<int>&got = written[static_cast<std::size_t>(n)], wanted = expected(digits, n, cells);
@@ -197,6 +200,7 @@ struct ProfileOptions : CommonOptions {
   std::string data;
   std::vector<Index> lengths{10, 20, 30, 50};
   Index images = 16, beams = 4, repetitions = 5;
+  DeviceOption device;
 };
 
 /// One way of decoding: how long it takes, and what it wrote.
@@ -216,15 +220,15 @@ struct Way {
 
 /// Returns what was written by passes over all tokens so far, one for each token, with the memory of the sources kept.
 template <class M, class Tensor>
-std::vector<std::vector<int>> without_cache(Cpu<float>& cpu, const M& model, const Tensor& rows,
-                                            const Sequences& sources, Index length) {
-  const auto memory = model.decoder.remember(cpu, rows, sources);
+std::vector<std::vector<int>> without_cache(auto& context, const M& model, const Tensor& rows, const Sequences& sources,
+                                            Index length) {
+  const auto memory = model.decoder.remember(context, rows, sources);
   std::vector<std::vector<int>> tokens(static_cast<std::size_t>(sources.size()), std::vector<int>{boundary});
   for (Index step = 0; step < length; ++step) {
     std::vector<int> ids;
     for (const auto& one : tokens) ids.insert(ids.end(), one.begin(), one.end());
     const Sequences sequences(std::vector<Index>(tokens.size(), step + 1));
-    const auto logits = cpu.output(model.decoder(cpu, TokenRows{ids, sequences}, memory, sources));
+    const auto logits = context.output(model.decoder(context, TokenRows{ids, sequences}, memory, sources));
     for (Index n = 0; n < sources.size(); ++n) {
       Index best = 0;
       logits.row(sequences.end(n) - 1).maxCoeff(&best);
@@ -259,67 +263,64 @@ void profile(const ProfileOptions& o) {
   for (std::size_t m = 0; m < models.size(); ++m) {
     const FolderConfig& c = models[m].config;
     const auto batch = Grids(c, digits).in_order(o.images, 0);
-    std::visit(
-        [&](auto& model) {
-          using Decoder = typename std::remove_cvref_t<decltype(model)>::Decoder;
-          Cpu cpu(o.threads);
-          cpu.prepare(model);
-          const auto heard = model.encoder.hidden(cpu, batch.input, batch.sequences);
-          const auto& rows = heard.first;  // a lambda cannot capture a structured binding (clang 14)
-          const auto& sources = heard.second;
-          for (const Index length : o.lengths) {
-            SourceDecoder greedy(cpu, model.decoder, {.slots = o.images, .max_tokens = length + 1}),
-                searching(cpu, model.decoder, {.slots = o.beams, .max_tokens = length + 1});
-            const std::vector<std::vector<int>> prompts(static_cast<std::size_t>(o.images), std::vector<int>{boundary});
-            // The ways take turns, so that a busy moment of the machine meets all of them.
-            std::array<Way, 3> ways{{{"greedy, no cache", 1, 0},
-                                     {"greedy, cache", 1, greedy.cache_bytes()},
-                                     {"beams, cache", o.beams, searching.cache_bytes()}}};
-            for (Index r = 0; r < o.repetitions; ++r) {
-              ways[0].time([&] { return without_cache(cpu, model, rows, sources, length); });
-              ways[1].time([&] {
-                greedy.listen(rows, sources);
-                return generate(greedy, std::span(prompts), {.max_new_tokens = length});
-              });
-              ways[2].time([&] {
-                searching.listen(rows, sources);
-                std::vector<std::vector<int>> tokens;
-                for (Index n = 0; n < o.images; ++n)
-                  tokens.push_back(
-                      beam_search(searching, std::array{boundary}, {.beams = o.beams, .max_new_tokens = length}, n)
-                          .front()
-                          .tokens);
-                return tokens;
-              });
-            }
-            const Index memory = o.images * Decoder::memory_bytes(model.decoder.config(), frames(sources.length(0)));
-            for (Way& way : ways) {
-              std::sort(way.latency.seconds.begin(), way.latency.seconds.end());
-              const double images_per_second = static_cast<double>(o.images) / way.latency.median(),
-                           tokens_per_second = images_per_second * static_cast<double>(length);
-              Index same = 0;
-              for (std::size_t n = 0; n < way.tokens.size(); ++n) same += way.tokens[n] == ways[0].tokens[n];
-              table.add({o.models[m], way.name, std::to_string(length), std::to_string(way.cache_bytes),
-                         std::to_string(memory), fixed(images_per_second, 1), fixed(tokens_per_second, 0),
-                         text(same, " of ", way.tokens.size())});
-              results.push_back({{"model", o.models[m]},
-                                 {"attention", to_name(c.attention)},
-                                 {"decoding", way.name},
-                                 {"beams", way.beams},
-                                 {"tokens", length},
-                                 {"images", o.images},
-                                 {"cache_bytes", way.cache_bytes},
-                                 {"memory_bytes", memory},
-                                 {"seconds", way.latency.seconds},
-                                 {"tokens_per_second", tokens_per_second},
-                                 {"same_as_without_cache", same}});
-            }
-          }
-        },
-        models[m].model);
+    on_model(o.device, o.threads, models[m].model, [&](auto& context, auto& model) {
+      using Decoder = typename std::remove_cvref_t<decltype(model)>::Decoder;
+      context.prepare(model);
+      const auto heard = model.encoder.hidden(context, batch.input, batch.sequences);
+      const auto& rows = heard.first;  // a lambda cannot capture a structured binding (clang 14)
+      const auto& sources = heard.second;
+      for (const Index length : o.lengths) {
+        SourceDecoder greedy(context, model.decoder, {.slots = o.images, .max_tokens = length + 1}),
+            searching(context, model.decoder, {.slots = o.beams, .max_tokens = length + 1});
+        const std::vector<std::vector<int>> prompts(static_cast<std::size_t>(o.images), std::vector<int>{boundary});
+        // The ways take turns, so that a busy moment of the machine meets all of them.
+        std::array<Way, 3> ways{{{"greedy, no cache", 1, 0},
+                                 {"greedy, cache", 1, greedy.cache_bytes()},
+                                 {"beams, cache", o.beams, searching.cache_bytes()}}};
+        for (Index r = 0; r < o.repetitions; ++r) {
+          ways[0].time([&] { return without_cache(context, model, rows, sources, length); });
+          ways[1].time([&] {
+            greedy.listen(rows, sources);
+            return generate(greedy, std::span(prompts), {.max_new_tokens = length});
+          });
+          ways[2].time([&] {
+            searching.listen(rows, sources);
+            std::vector<std::vector<int>> tokens;
+            for (Index n = 0; n < o.images; ++n)
+              tokens.push_back(
+                  beam_search(searching, std::array{boundary}, {.beams = o.beams, .max_new_tokens = length}, n)
+                      .front()
+                      .tokens);
+            return tokens;
+          });
+        }
+        const Index memory = o.images * Decoder::memory_bytes(model.decoder.config(), frames(sources.length(0)));
+        for (Way& way : ways) {
+          std::sort(way.latency.seconds.begin(), way.latency.seconds.end());
+          const double images_per_second = static_cast<double>(o.images) / way.latency.median(),
+                       tokens_per_second = images_per_second * static_cast<double>(length);
+          Index same = 0;
+          for (std::size_t n = 0; n < way.tokens.size(); ++n) same += way.tokens[n] == ways[0].tokens[n];
+          table.add({o.models[m], way.name, std::to_string(length), std::to_string(way.cache_bytes),
+                     std::to_string(memory), fixed(images_per_second, 1), fixed(tokens_per_second, 0),
+                     text(same, " of ", way.tokens.size())});
+          results.push_back({{"model", o.models[m]},
+                             {"attention", to_name(c.attention)},
+                             {"decoding", way.name},
+                             {"beams", way.beams},
+                             {"tokens", length},
+                             {"images", o.images},
+                             {"cache_bytes", way.cache_bytes},
+                             {"memory_bytes", memory},
+                             {"seconds", way.latency.seconds},
+                             {"tokens_per_second", tokens_per_second},
+                             {"same_as_without_cache", same}});
+        }
+      }
+    });
   }
   print(Lines{table.lines()});
-  o.write({{"threads", o.threads}, {"results", results}});
+  o.write({{"threads", o.threads}, {"device", o.device.chosen().name()}, {"results", results}});
 }
 
 void add_data(CLI::App& command, std::string& data) {
@@ -333,6 +334,7 @@ void add_train(CLI::App& mnist) {
   const auto o = std::make_shared<TrainOptions>();
   o->add_to(*command);
   add_data(*command, o->data);
+  o->device.add_to(*command);
   command->add_option("--out", o->out, "folder for the model")->required()->type_name("DIR");
   command->add_option("--grid", o->grid, "digits of an image's side: 2 for images of 2 x 2 digits")
       ->capture_default_str()
@@ -376,6 +378,7 @@ void add_all(CLI::App& app) {
   e->add_to(*command);
   command->add_option("--model", e->model, "model folder")->required()->type_name("DIR");
   add_data(*command, e->data);
+  e->device.add_to(*command);
   command->add_option("--beams", e->beams, "beams of a beam search; 1: greedy")
       ->capture_default_str()
       ->check(whole_number(1, 64));
@@ -387,6 +390,7 @@ void add_all(CLI::App& app) {
   p->add_to(*command);
   command->add_option("--model", p->models, "model folders")->required()->type_name("DIR");
   add_data(*command, p->data);
+  p->device.add_to(*command);
   command->add_option("--lengths", p->lengths, "tokens that are written of each image, with commas between")
       ->delimiter(',')
       ->capture_default_str()

@@ -185,14 +185,14 @@ class Grids {
 
 /// Returns what the model writes down of the images, `together` at a time, greedily.
 template <class M>
-std::vector<std::vector<int>> read_images(Cpu<float>& cpu, const M& model, const Grids& grids, Index images,
-                                          Index cells, Index together) {
-  SourceDecoder decoder(cpu, model.decoder, {.slots = together, .max_tokens = cells + 1});
+std::vector<std::vector<int>> read_images(auto& context, const M& model, const Grids& grids, Index images, Index cells,
+                                          Index together) {
+  SourceDecoder decoder(context, model.decoder, {.slots = together, .max_tokens = cells + 1});
   std::vector<std::vector<int>> out;
   for (Index begin = 0; begin < images; begin += together) {
     const Index count = std::min(together, images - begin);
     const auto batch = grids.in_order(count, begin * cells);
-    const auto [rows, sources] = model.encoder.hidden(cpu, batch.input, batch.sequences);
+    const auto [rows, sources] = model.encoder.hidden(context, batch.input, batch.sequences);
     decoder.listen(rows, sources);
     const std::vector<std::vector<int>> prompts(static_cast<std::size_t>(count), std::vector<int>{boundary});
     for (auto& tokens : generate(decoder, std::span(prompts), {.max_new_tokens = cells + 1, .end_token = boundary}))

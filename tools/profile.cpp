@@ -4,9 +4,9 @@
 // streamed.
 #include "commands.hpp"
 #include "common/cli.hpp"
+#include "common/device_option.hpp"
 #include "common/gnuplot.hpp"
 #include "common/table.hpp"
-#include "device_option.hpp"
 #include "profile_report.hpp"
 
 #include <laconic/core/white_noise.hpp>

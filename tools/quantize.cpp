@@ -3,7 +3,7 @@
 // laconic quantize: a model with its weights rounded, and what that changes.
 #include "commands.hpp"
 #include "common/cli.hpp"
-#include "device_option.hpp"
+#include "common/device_option.hpp"
 
 #include <laconic/convert/deviation.hpp>
 #include <laconic/recognition/dataset.hpp>

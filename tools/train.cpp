@@ -2,8 +2,8 @@
 //
 // laconic train: trains a recogniser, or fine-tunes one.
 #include "commands.hpp"
+#include "common/device_option.hpp"
 #include "common/training_line.hpp"
-#include "device_option.hpp"
 #include "unknown_tokens.hpp"
 
 #include <laconic/model/published.hpp>

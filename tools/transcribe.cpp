@@ -2,11 +2,11 @@
 //
 // laconic transcribe: what a model hears in audio files, or in speech as it comes.
 #include "commands.hpp"
+#include "common/device_option.hpp"
 #include "common/interrupts.hpp"
 #include "common/portions.hpp"
 #include "common/transcripts.hpp"
 #include "decoding_options.hpp"
-#include "device_option.hpp"
 #include "stream_options.hpp"
 
 #include <laconic/io/json.hpp>

@@ -60,6 +60,7 @@ laconic_status word_of(const std::vector<Word>& words, size_t index, laconic_wor
 struct Shared {
   Recognizer recognizer;
   int threads;
+  std::string device;
   std::mutex mutex{};
   std::vector<Workspace> idle{};
 
@@ -73,7 +74,7 @@ struct Shared {
       idle.pop_back();
     }
     lock.unlock();
-    if (!own) own.emplace(threads);
+    if (!own) own.emplace(threads, recognizer.device());
     body(*own);
     lock.lock();
     idle.push_back(std::move(*own));
@@ -124,17 +125,26 @@ int laconic_abi_version(void) { return LACONIC_ABI_VERSION; }
 const char* laconic_last_error(void) { return last_error.c_str(); }
 
 laconic_status laconic_recognizer_load(const char* folder, int threads, laconic_recognizer** out) {
+  return laconic_recognizer_load_on(folder, "cpu", threads, out);
+}
+laconic_status laconic_recognizer_load_on(const char* folder, const char* device, int threads,
+                                          laconic_recognizer** out) {
   if (out == nullptr) return invalid("out: NULL given, the place of a recogniser expected");
   *out = nullptr;
   if (folder == nullptr) return invalid("folder: NULL given, a model folder expected");
+  if (device == nullptr) return invalid("device: NULL given, cpu, cuda, cuda:N or auto expected");
   if (threads < 0 || threads > 4096) return invalid("threads: 0 to 4096 expected");
   return guarded([&] {
-    auto shared = std::make_shared<Shared>(Recognizer::load(folder), threads);
-    shared->recognizer.prepare(threads);
+    const Device chosen = Device::named(device);
+    auto shared = std::make_shared<Shared>(Recognizer::load(folder), threads, chosen.name());
+    shared->recognizer.prepare(threads, chosen);
     *out = new laconic_recognizer{std::move(shared)};
   });
 }
 void laconic_recognizer_free(laconic_recognizer* recognizer) { delete recognizer; }
+const char* laconic_recognizer_device(const laconic_recognizer* recognizer) {
+  return recognizer == nullptr ? "" : recognizer->shared->device.c_str();
+}
 int laconic_recognizer_sample_rate(const laconic_recognizer* recognizer) {
   return recognizer == nullptr ? 0 : recognizer->shared->recognizer.config().features.fbank.sample_rate;
 }

@@ -231,9 +231,10 @@ TEMPLATE_LIST_TEST_CASE("a pass that throws has done what it had run", "[replay]
 
 #ifdef LACONIC_TEST_CUDA
 
-TEMPLATE_LIST_TEST_CASE("passes of the same shapes launch one graph", "[replay]", Backends<float>) {
-  const auto model = conformer<Mha<4>, TestType>();
-  Streams<Conformer<Mha<4>>, TestType> streams(model, {.capacity = 4, .threads = 1});
+TEST_CASE("passes of the same shapes launch one graph", "[replay][cuda]") {
+  using Backend = OnCuda<float>;
+  const auto model = conformer<Mha<4>, Backend>();
+  Streams<Conformer<Mha<4>>, Backend> streams(model, {.capacity = 4, .threads = 1});
   const cuda::Stream& stream = streams.context().stream();
   const auto counted = [&](Index count) {
     const cuda::GraphCounts before = stream.graph_counts();
@@ -277,8 +278,9 @@ TEMPLATE_LIST_TEST_CASE("passes of the same shapes launch one graph", "[replay]"
 #endif
 }
 
-TEMPLATE_LIST_TEST_CASE("graphs that are not used make room for others", "[replay]", Backends<float>) {
-  TestType backend(1);
+TEST_CASE("graphs that are not used make room for others", "[replay][cuda]") {
+  using Backend = OnCuda<float>;
+  Backend backend(1);
   const auto pass = [&](Index rows, float shift) {
     const auto x = backend.fill(rows, 2, 1);
     const auto y = backend.replayed([&] { return doubled(backend, x, 1, shift); });
@@ -294,8 +296,9 @@ TEMPLATE_LIST_TEST_CASE("graphs that are not used make room for others", "[repla
   CHECK(backend.stream().graph_counts().launched >= 2 * all);
 }
 
-TEMPLATE_LIST_TEST_CASE("memory is freed after the recorded work that uses it", "[replay]", Backends<float>) {
-  TestType backend(1);
+TEST_CASE("memory is freed after the recorded work that uses it", "[replay][cuda]") {
+  using Backend = OnCuda<float>;
+  Backend backend(1);
   const cuda::Stream& stream = backend.stream();
   backend.replayed([] {});  // makes room for what passes upload
   const std::size_t before = backend.device_arena().used_bytes();
@@ -326,11 +329,12 @@ TEMPLATE_LIST_TEST_CASE("memory is freed after the recorded work that uses it", 
   });
 }
 
-TEMPLATE_LIST_TEST_CASE("contexts are made of the settings of others", "[replay]", Backends<float>) {
+TEST_CASE("contexts are made of the settings of others", "[replay][cuda]") {
+  using Backend = OnCuda<float>;
   const Cuda<float> rounded(CudaDevice{0, ProductPrecision::bf16});
   CHECK(rounded.settings().number == 0);
   CHECK(Cuda<float>(rounded.settings()).precision() == ProductPrecision::bf16);
-  const auto model = conformer<Mha<4>, TestType>();
+  const auto model = conformer<Mha<4>, Backend>();
   using Model = Conformer<Mha<4>>;
   Streams<Model, Cuda<float>> streams(model, {}, rounded.settings()), full(model);
   CHECK(streams.context().precision() == ProductPrecision::bf16);

@@ -135,7 +135,12 @@ int main(int argc, char** argv) {
       strstr(laconic_last_error(), "/nowhere") == NULL ||
       laconic_stream_push(NULL, NULL, 0) != LACONIC_INVALID_ARGUMENT)
     return 3;
-  check(laconic_recognizer_load(argv[1], 1, &recognizer));
+  if (laconic_recognizer_load_on(argv[1], NULL, 1, &recognizer) != LACONIC_INVALID_ARGUMENT ||
+      laconic_recognizer_load_on(argv[1], "cpu,bf16", 1, &recognizer) != LACONIC_FAILED || recognizer != NULL ||
+      strstr(laconic_last_error(), "cpu,bf16") == NULL || laconic_recognizer_device(NULL)[0] != '\0')
+    return 7;
+  check(laconic_recognizer_load_on(argv[1], "cpu", 1, &recognizer));
+  if (strcmp(laconic_recognizer_device(recognizer), "cpu") != 0) return 7;
   if (!ends_utterances()) return 5;
   if (!hears_through_a_gate()) return 6;
 

@@ -36,7 +36,7 @@ struct OnCuda : Cuda<T> {
   explicit OnCuda(const CudaDevice& device) : Cuda<T>(device) {}
 };
 template <class T>
-using Backends = std::tuple<OnCuda<T>>;
+using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>, OnCuda<T>>;
 #else
 template <class T>
 using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>>;

@@ -10,12 +10,14 @@
 #include <string>
 #include <vector>
 
-// What the CUDA backend asks of a device: memory, and a queue of work. This file, graph.hpp and block.hpp are the only
-// ones that know the compiler:
+// What the CUDA backend asks of a device: memory, and a queue of work. This file, graph.hpp, block.hpp with its halves,
+// macros.hpp and tensor_cores.hpp are the only ones that know the compiler:
 // - nvcc compiles all of the backend.
 // - With LACONIC_CUDA_COMPILED, which laconic::cuda defines, any compiler uses what nvcc compiled into that library.
 // - With LACONIC_CUDA_EMULATED, memory and kernels are those of the host: every kernel is tested where no GPU is.
 #if defined(LACONIC_CUDA_EMULATED)
+#include <laconic/backend/cuda/emulation.hpp>
+
 #include <array>
 #include <atomic>
 #include <cstdlib>
@@ -129,10 +131,14 @@ inline std::vector<GpuInfo> gpus() { return {{"emulated GPU", 0, 0, 0}}; }
 inline void* allocate(int, std::size_t bytes) {
   void* memory = std::malloc(bytes);
   if (memory == nullptr) throw std::bad_alloc();
+  if (auto* observer = kernel_observer()) observer->on_allocation(memory, bytes);
   return memory;
 }
 /// Frees memory of `allocate`.
-inline void free_memory(int, void* memory) { std::free(memory); }
+inline void free_memory(int, void* memory) {
+  if (auto* observer = kernel_observer()) observer->on_release(memory);
+  std::free(memory);
+}
 
 #else
 

@@ -43,6 +43,18 @@ struct TensorRegisters {
 
 #if !defined(__CUDACC__)
 
+namespace detail {
+/// Returns the address that a thread gives for its row of a matrix.
+template <class Row>
+const std::byte* row_of_matrix(const Row& row, int thread) {
+  const AsThread giver(thread);
+  const auto* const out = reinterpret_cast<const std::byte*>(row(thread));
+  require(reinterpret_cast<std::uintptr_t>(out) % 16 == 0,
+          "Cuda: a kernel loads a row of a matrix from an address that is no multiple of 16");
+  return out;
+}
+}  // namespace detail
+
 /// Loads four 8 x 8 matrices of 2-byte values, or 8 x 4 of 4-byte values, from shared memory. row(thread) is the
 /// address of row l % 8 of matrix l / 8, 16 bytes at a multiple of 16, for lane l; to(thread) is where its 4 registers
 /// are. Register m of lane l gets 4 bytes from byte 4 (l % 4) on of row l / 4 of matrix m.
@@ -51,9 +63,8 @@ void load_matrices(Block& block, const Row& row, const To& to) {
   for (int warp = 0; warp < block.threads(); warp += warp_threads)
     for (int m = 0; m < 4; ++m)
       for (int lane = 0; lane < warp_threads; ++lane) {
-        const auto* from = reinterpret_cast<const std::byte*>(row(warp + 8 * m + lane / 4));
-        require(reinterpret_cast<std::uintptr_t>(from) % 16 == 0,
-                "Cuda: a kernel loads a row of a matrix from an address that is no multiple of 16");
+        const std::byte* const from = detail::row_of_matrix(row, warp + 8 * m + lane / 4);
+        const AsThread thread(warp + lane);
         std::memcpy(to(warp + lane) + m, from + 4 * (lane % 4), 4);
       }
 }
@@ -66,9 +77,8 @@ void load_transposed(Block& block, const Row& row, const To& to) {
     for (int m = 0; m < 4; ++m)
       for (int lane = 0; lane < warp_threads; ++lane)
         for (int half = 0; half < 2; ++half) {
-          const auto* from = reinterpret_cast<const std::byte*>(row(warp + 8 * m + 2 * (lane % 4) + half));
-          require(reinterpret_cast<std::uintptr_t>(from) % 16 == 0,
-                  "Cuda: a kernel loads a row of a matrix from an address that is no multiple of 16");
+          const std::byte* const from = detail::row_of_matrix(row, warp + 8 * m + 2 * (lane % 4) + half);
+          const AsThread thread(warp + lane);
           std::memcpy(reinterpret_cast<std::byte*>(to(warp + lane) + m) + 2 * half, from + 2 * (lane / 4), 2);
         }
 }
@@ -77,9 +87,18 @@ void load_transposed(Block& block, const Row& row, const To& to) {
 /// lane / 4: f(f(a, b), f(c, d)). f(a, b) is f(b, a).
 template <class V, class F>
 void reduce_groups(Block& block, PerThread<V>& values, const F& f) {
-  for (int t = 0; t < block.threads(); t += 4)
-    values[t] = values[t + 1] = values[t + 2] = values[t + 3] =
-        f(f(values[t], values[t + 1]), f(values[t + 2], values[t + 3]));
+  for (int t = 0; t < block.threads(); t += 4) {
+    V group[4];
+    for (int i = 0; i < 4; ++i) {
+      const AsThread thread(t + i);
+      group[i] = values[t + i];
+    }
+    const V all = f(f(group[0], group[1]), f(group[2], group[3]));
+    for (int i = 0; i < 4; ++i) {
+      const AsThread thread(t + i);
+      values[t + i] = all;
+    }
+  }
 }
 
 /// Returns 2^x with a relative error of about 2^-22, 0 where that is less than the least normal float.
@@ -109,6 +128,7 @@ void add_product(Block& block, const Of& of) {
   for (int warp = 0; warp < block.threads(); warp += warp_threads) {
     float a[16][std::size_t{depth}], b[8][std::size_t{depth}];
     for (int lane = 0; lane < warp_threads; ++lane) {
+      const AsThread thread(warp + lane);
       const TensorRegisters in = of(warp + lane);
       const int group = lane / 4, place = lane % 4;
       for (int i = 0; i < each; ++i)
@@ -120,9 +140,11 @@ void add_product(Block& block, const Of& of) {
         }
     }
     for (int lane = 0; lane < warp_threads; ++lane) {
+      const AsThread thread(warp + lane);
       float* c = of(warp + lane).c;
       for (int i = 0; i < 4; ++i)
-        for (int k = 0; k < depth; ++k) c[i] = std::fma(a[lane / 4 + i / 2 * 8][k], b[lane % 4 * 2 + i % 2][k], c[i]);
+        for (int k = 0; k < depth; ++k)
+          c[i] = multiply_add(a[lane / 4 + i / 2 * 8][k], b[lane % 4 * 2 + i % 2][k], c[i]);
     }
   }
 }

@@ -6,7 +6,6 @@
 #include <laconic/backend/cuda/kernels/row_sums.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <optional>
 
@@ -162,7 +161,7 @@ struct Gemm {
           const auto from_a = load<vector_size<T>>(a_tile + t / across * pitch + d),
                      from_b = load<vector_size<T>>(b_tile + t % across * pitch + d);
           LACONIC_UNROLL_DEVICE
-          for (int n = 0; n < vector_size<T>; ++n) sums[0] = std::fma(from_a[n], from_b[n], sums[0]);
+          for (int n = 0; n < vector_size<T>; ++n) sums[0] = multiply_add(from_a[n], from_b[n], sums[0]);
         }
       }
     } else {
@@ -180,7 +179,7 @@ struct Gemm {
           }
         }
         LACONIC_UNROLL_DEVICE
-        for (int i = 0; i < own * own; ++i) sums[i] = std::fma(from_a[i / own], from_b[i % own], sums[i]);
+        for (int i = 0; i < own * own; ++i) sums[i] = multiply_add(from_a[i / own], from_b[i % own], sums[i]);
       }
     }
   }

@@ -3,7 +3,6 @@
 
 #include <laconic/backend/cuda/block.hpp>
 
-#include <cmath>
 #include <cstddef>
 
 // Products of small tiles, of which attention is made: a block of threads computes a tile of (rows, cols) sums over a
@@ -129,8 +128,8 @@ class Tile {
             for (int y = 0; y < cols_each; ++y) {
               const int r = row + x * lanes, c = col + y * lanes;
               // Rounded once, so that tiles of all heights give the same bits.
-              sums.values[x][y] = std::fma(first_[PicksA::at(r, c, rows) * stride + w],
-                                           second_[PicksB::at(r, c, rows) * stride + w], sums.values[x][y]);
+              sums.values[x][y] = multiply_add(first_[PicksA::at(r, c, rows) * stride + w],
+                                               second_[PicksB::at(r, c, rows) * stride + w], sums.values[x][y]);
             }
           }
         }

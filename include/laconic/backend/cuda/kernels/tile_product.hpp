@@ -3,7 +3,6 @@
 
 #include <laconic/backend/cuda/block.hpp>
 
-#include <cmath>
 #include <cstddef>
 
 namespace laconic {
@@ -50,7 +49,7 @@ class TileProduct {
         for (int k = 0; k < step; ++k) {
           const Values a = values(left_, k, row(t, 0)), b = values(right_, k, column(t, 0));
           for (int i = 0; i < each; ++i)
-            for (int j = 0; j < each; ++j) sum.value[i][j] = std::fma(a.value[i], b.value[j], sum.value[i][j]);
+            for (int j = 0; j < each; ++j) sum.value[i][j] = multiply_add(a.value[i], b.value[j], sum.value[i][j]);
         }
       });
     }

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include "common/cli.hpp"
+#include "cli.hpp"
 
 #include <laconic/recognition/device.hpp>
 
