@@ -5,22 +5,26 @@
 //
 //   build/cuda/bench/cuda --benchmark_counters_tabular=true [--benchmark_filter=attend]
 //   build/cuda/bench/cuda --benchmark_out=cuda.json
+//   python bench/peers/gpu.py --against cuda.json      # the same in PyTorch
 //
 // Roofs are measured first and printed: copying 512 MiB within the device, counted as read and written, and products of
 // 4096 x 4096 x 4096 in float, TF32 and bf16 by cuBLAS. Where it matters, names end with the precision of products
 // (ProductPrecision).
-// Time is that of 10 calls in a row, from the first launch until the last has ended, so that launches overlap as in a
-// model. "of_copy" and "of_product" are percentages of these roofs: of the copy's bandwidth at which the operands and
+// Time is that of 10 calls in a row, of models 2, from the first launch until the last has ended, so that launches
+// overlap as in a model. "of_copy" and "of_product" are percentages of these roofs: of the copy's bandwidth at which the operands and
 // results of a call, counted once, went through memory, and of the product's operations.
+#include <laconic/attention/any.hpp>
 #include <laconic/backend/cuda.hpp>
 #include <laconic/laconic.hpp>
 #include <laconic/model/stream.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 
 #include <benchmark/benchmark.h>
 #include <cublas_v2.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <chrono>
@@ -45,9 +49,8 @@ double megabytes(std::initializer_list<Index> floats) {
   return sum;
 }
 
-/// Returns the seconds of a call, of ten in a row.
-double seconds_of(Gpu& gpu, const std::function<void()>& call) {
-  constexpr int calls = 10;
+/// Returns the seconds of a call, of several in a row.
+double seconds_of(Gpu& gpu, const std::function<void()>& call, int calls = 10) {
   gpu.stream().wait();
   const auto begin = std::chrono::steady_clock::now();
   for (int i = 0; i < calls; ++i) call();
@@ -71,7 +74,7 @@ void add(const std::string& name, double flop, double mega, std::function<std::f
     call();  // warm
     double seconds = 0;
     for (auto _ : state) {
-      const double one = seconds_of(gpu, call);
+      const double one = seconds_of(gpu, call, flop + mega > 0 ? 10 : 2);
       state.SetIterationTime(one);
       seconds += one;
     }
@@ -225,58 +228,105 @@ void add_others() {
       [](Gpu& gpu) { return [&gpu, x = gpu.input(noise(rows, channels))] { gpu.log_softmax(x); }; });
 }
 
-/// An encoder of 12 layers of 256 and a training step of it, over 32 utterances of 10 s.
+/// Encoders and training steps, over utterances of 10 s.
 void add_models() {
-  const EncoderConfig config{.d_model = 256, .num_layers = 12, .vocab_size = 29, .num_heads = 4};
-  constexpr Index utterances = 32, frames = 998, labels_each = 60;
-  const auto lengths = [](Index each) {
+  const auto lengths = [](Index utterances, Index each) {
     return Sequences(std::vector<Index>(static_cast<std::size_t>(utterances), each));
   };
+  constexpr Index utterances = 32, frames = 998, labels_each = 60;
+  const EncoderConfig config{.d_model = 256, .num_layers = 12, .vocab_size = 29, .num_heads = 4};
   add_each("encoder/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
-    return [&gpu, x = noise(utterances * frames, 80), of = lengths(frames),
+    return [&gpu, x = noise(utterances * frames, 80), of = lengths(utterances, frames),
             model = on(gpu, Conformer<Mha<dyn>>(config, Seed(1)))] { (*model)(gpu, gpu.input(x), of); };
   });
-  add_each("train_step/256x12/32x10s", 0, 0, [=](Gpu& gpu) {
-    auto model = std::make_shared<Conformer<Mha<dyn>>>(config, Seed(1));
-    gpu.prepare_training(*model);
-    auto optimizer = std::make_shared<AdamW<Gpu>>(gpu, AdamWConfig{.weight_decay = 0.01, .clip_norm = 0});
-    auto labels = std::make_shared<Labels>();
-    labels->sequences = lengths(labels_each);
-    for (Index i = 0; i < labels->sequences.rows(); ++i) labels->tokens.push_back(1 + static_cast<int>(i % 28));
-    return [&gpu, model, optimizer, labels, x = noise(utterances * frames, 80), of = lengths(frames)] {
-      Autodiff tape(gpu, Seed(static_cast<std::uint64_t>(optimizer->steps())));
-      tape.backward(ctc_loss(tape, (*model)(tape, x, of), *labels));
-      optimizer->step(*model, 1e-4);
-    };
-  });
+  // The sizes of facebook/wav2vec2-conformer-rel-pos-large, from samples at 16 kHz.
+  const EncoderConfig wav2vec2{.num_mels = 1,
+                               .d_model = 1024,
+                               .num_layers = 24,
+                               .vocab_size = 32,
+                               .num_heads = 16,
+                               .subsampling = 320,
+                               .waveform = {.conv_dim = {512, 512, 512, 512, 512, 512, 512},
+                                            .conv_kernel = {10, 3, 3, 3, 3, 2, 2},
+                                            .conv_stride = {5, 2, 2, 2, 2, 2, 2},
+                                            .conv_bias = true}};
+  for (const Index count : {1, 32})
+    add_each(text("wav2vec2-conformer/1024x24/", count, "x10s"), 0, 0, [=](Gpu& gpu) {
+      return [&gpu, x = noise(count * 160000, 1), of = lengths(count, 160000),
+              model = on(gpu, Wav2Vec2Conformer<Mha<dyn>>(wav2vec2, Seed(1)))] { (*model)(gpu, gpu.input(x), of); };
+    });
+  for (const auto& [d, layers, heads] :
+       std::array<std::array<Index, 3>, 4>{{{144, 16, 4}, {256, 12, 4}, {512, 17, 8}, {1024, 24, 16}}})
+    add_each(
+        text("train_step/", d, 'x', layers, "/32x10s"), 0, 0, [=, d = d, layers = layers, heads = heads](Gpu& gpu) {
+          auto model = std::make_shared<Conformer<Mha<dyn>>>(
+              EncoderConfig{.d_model = d, .num_layers = layers, .vocab_size = 29, .num_heads = heads}, Seed(1));
+          gpu.prepare_training(*model);
+          auto optimizer = std::make_shared<AdamW<Gpu>>(gpu, AdamWConfig{.weight_decay = 0.01, .clip_norm = 0});
+          auto labels = std::make_shared<Labels>();
+          labels->sequences = lengths(utterances, labels_each);
+          for (Index i = 0; i < labels->sequences.rows(); ++i) labels->tokens.push_back(1 + static_cast<int>(i % 28));
+          return
+              [&gpu, model, optimizer, labels, x = noise(utterances * frames, 80), of = lengths(utterances, frames)] {
+                Autodiff tape(gpu, Seed(static_cast<std::uint64_t>(optimizer->steps())));
+                tape.backward(ctc_loss(tape, (*model)(tape, x, of), *labels));
+                optimizer->step(*model, 1e-4);
+              };
+        });
 }
 
-/// A push of one chunk of 160 ms to each of so many streams, of an encoder of 12 layers of 256, until its logits are
-/// there.
+/// Pushes of one chunk of 320 ms to each of so many streams, of an encoder of 12 layers of 256 that keeps 10 s, until
+/// their logits are there. A GPU holds as many live streams as it pushes in 320 ms, if there is memory for them.
 void add_streams() {
-  const EncoderConfig config{.d_model = 256,
-                             .num_layers = 12,
-                             .vocab_size = 29,
-                             .num_heads = 4,
-                             .convolution = ConvolutionContext::causal,
-                             .chunk = 4,
-                             .left_context = 64};
-  using Model = Conformer<Mha<dyn>>;
-  for (const Index count : {1, 64, 1024})
-    add_each(text("push/256x12/streams:", count), 0, 0, [=](Gpu& gpu) {
-      const auto model = on(gpu, Model(config, Seed(1)));
-      const auto streams =
-          std::make_shared<Streams<Model, Gpu>>(*model, StreamConfig{.capacity = count}, gpu.settings());
-      std::vector<Index> ids;
-      for (Index n = 0; n < count; ++n) ids.push_back(streams->open());
-      const std::vector<Index> lengths(ids.size(), streams->chunk_rows());
-      const auto push = [=, blocks = Sequences(lengths), x = noise(count * streams->chunk_rows(), 80)] {
-        const auto logits = streams->push(ids, x, blocks);
-        streams->context().stream().wait();
+  using Model = Conformer<AnyAttention>;
+  struct Choice {
+    AttentionName attention;
+    Index latent;
+  };
+  for (const Choice& choice : std::array<Choice, 4>{{{AttentionName::mha, 0},
+                                                     {AttentionName::input_latent, 0},
+                                                     {AttentionName::mla_simple, 128},
+                                                     {AttentionName::mla_simple, 64}}})
+    for (const Index count : {1, 64, 1024, 4096}) {
+      const auto run = [=](benchmark::State& state) {
+        Gpu gpu(CudaDevice{.precision = ProductPrecision::bf16});
+        const auto model = on(gpu, Model({.d_model = 256,
+                                          .num_layers = 12,
+                                          .vocab_size = 29,
+                                          .attention = choice.attention,
+                                          .num_heads = 4,
+                                          .num_kv_heads = choice.attention == AttentionName::input_latent ? 4 : 0,
+                                          .kv_lora_rank = choice.latent,
+                                          .convolution = ConvolutionContext::causal,
+                                          .chunk = 8,
+                                          .left_context = 248},
+                                         Seed(1)));
+        Streams<Model, Gpu> streams(*model, {.capacity = count, .storage = Storage::bf16}, gpu.settings());
+        std::vector<Index> ids;
+        for (Index n = 0; n < count; ++n) ids.push_back(streams.open());
+        const Sequences blocks(std::vector<Index>(ids.size(), streams.chunk_rows()));
+        const Matrix<float> x = noise(blocks.rows(), 80);
+        const auto push = [&] {
+          const auto begin = std::chrono::steady_clock::now();
+          const auto logits = streams.push(ids, x, blocks);
+          streams.context().stream().wait();
+          return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        };
+        for (int i = 0; i < 36; ++i) push();  // until the caches are full
+        std::vector<double> seconds;
+        for (auto _ : state) {
+          seconds.push_back(push());
+          state.SetIterationTime(seconds.back());
+        }
+        std::sort(seconds.begin(), seconds.end());
+        state.counters["p99_us"] = 1e6 * seconds[seconds.size() * 99 / 100];
+        state.counters["MB"] = 1e-6 * static_cast<double>(streams.context().device_arena().peak_bytes());
+        state.counters["cache_MB"] = 1e-6 * static_cast<double>(streams.attention_bytes());
       };
-      for (int i = 0; i < 32; ++i) push();  // until the caches are full
-      return [push, model] { push(); };
-    });
+      const std::string name = text("push/256x12/", to_name(choice.attention),
+                                    choice.latent > 0 ? text(":", choice.latent) : "", "/streams:", count, "/bf16");
+      benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(100);
+    }
 }
 
 void measure_roofs() {

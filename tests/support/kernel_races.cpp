@@ -17,6 +17,8 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -30,6 +32,8 @@ struct Use {
   std::uint32_t interval = 0;
   std::int16_t thread = 0;
   std::uint16_t warp_interval = 0;
+
+  friend bool operator==(const Use&, const Use&) = default;
 };
 
 enum class Kind : std::uint8_t { untracked, of_device, of_block, beyond };
@@ -46,6 +50,9 @@ struct Registers {
   std::uintptr_t begin, each;
   int threads;
 };
+
+// Kernels of the same type and grid mostly do the same: so many launches of them are watched.
+constexpr int watched_launches = 32;
 
 constexpr std::uintptr_t page_bytes = 4096, gap_bytes = laconic::cuda::detail::EmulatedMemory::gap;
 using Page = std::vector<Cell>;
@@ -68,7 +75,8 @@ std::mutex& running() {
   static std::mutex mutex;
   return mutex;
 }
-thread_local bool in_block = false;
+thread_local bool is_watched = false;  // the launch
+thread_local bool in_block = false;    // that is watched
 thread_local const char* kernel_type = "";
 thread_local std::uint32_t launch = 0;  // its first interval
 
@@ -87,12 +95,14 @@ class Races final : public laconic::cuda::KernelObserver {
     mark(found->first, found->second, Kind::untracked);
     allocations_.erase(found);
   }
-  void on_launch(const char* kernel) override {
+  void on_launch(const char* kernel, laconic::cuda::Grid grid) override {
     const std::lock_guard lock(running());
+    is_watched = launches_[{kernel, grid.x, grid.y}]++ < watched_launches;
     kernel_type = kernel;
     launch = ++interval_;
   }
   void on_block(Index x, Index y) override {
+    if (!is_watched) return;
     running().lock();
     in_block = true;
     x_ = x, y_ = y;
@@ -100,6 +110,7 @@ class Races final : public laconic::cuda::KernelObserver {
     warp_interval_ = 0;
   }
   void on_block_end() override {
+    if (!in_block) return;
     const std::string race = std::exchange(race_, "");
     for (const auto& [begin, bytes] : shared_) mark(begin, bytes, Kind::untracked);
     shared_.clear();
@@ -110,6 +121,7 @@ class Races final : public laconic::cuda::KernelObserver {
     laconic::require(race.empty(), race);
   }
   void on_shared(void* memory, std::size_t bytes) override {
+    if (!in_block) return;
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
     for (std::uintptr_t page = begin / page_bytes; page <= (begin + bytes + gap_bytes - 1) / page_bytes; ++page)
       if (pages_[page] == nullptr || pages_[page] == &none_) pages_[page] = make_page(page);
@@ -118,6 +130,7 @@ class Races final : public laconic::cuda::KernelObserver {
     shared_.push_back({begin, bytes + gap_bytes});
   }
   void on_registers(void* memory, std::size_t each, int threads) override {
+    if (!in_block) return;
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
     registers_.push_back({begin, each, threads});
     for (std::uintptr_t page = begin / page_bytes;
@@ -125,18 +138,25 @@ class Races final : public laconic::cuda::KernelObserver {
       if (pages_[page] == nullptr || pages_[page] == &none_) pages_[page] = &of_registers_;
   }
   void on_barrier() override {
+    if (!in_block) return;
     ++interval_;
     warp_interval_ = 0;
   }
-  void on_warp_barrier() override { ++warp_interval_; }
+  void on_warp_barrier() override {
+    if (in_block) ++warp_interval_;
+  }
   void on_copy(void* to, const void* from, int bytes) override {
+    if (!in_block) return;
     use(from, static_cast<std::size_t>(bytes), false);
     use(to, 16, true);
     for (std::uintptr_t i = 0; i < 16; ++i)
       if (Cell* const cell = cell_of(reinterpret_cast<std::uintptr_t>(to) + i)) cell->copies = copies_;
   }
-  void on_copies_end() override { ++copies_; }
+  void on_copies_end() override {
+    if (in_block) ++copies_;
+  }
   void on_copies_done(int unfinished) override {
+    if (!in_block) return;
     done_ = std::max(done_, copies_ - static_cast<std::uint32_t>(unfinished) - 1);
   }
 
@@ -144,13 +164,12 @@ class Races final : public laconic::cuda::KernelObserver {
   void use(const void* memory, std::size_t bytes, bool writes) {
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
     const Use now{interval_, static_cast<std::int16_t>(laconic::cuda::emulated_thread()), warp_interval_};
-    for (std::uintptr_t i = begin; i < begin + bytes; ++i) {
-      Page* const page = page_of(i);
-      if (page == &of_registers_) use_register(i, now);
-      if (page == &of_registers_ || page == &none_)
-        i |= page_bytes - 1;  // the rest of this page
-      else
-        use((*page)[i % page_bytes], now, writes);
+    for (std::uintptr_t at = begin, end; at < begin + bytes; at = end) {
+      end = std::min(begin + bytes, (at / page_bytes + 1) * page_bytes);
+      Page* const page = page_of(at);
+      if (page == &of_registers_) use_register(at, now);
+      if (page == &of_registers_ || page == &none_) continue;
+      for (std::uintptr_t i = at; i < end; ++i) use((*page)[i % page_bytes], now, writes);
     }
   }
 
@@ -163,6 +182,7 @@ class Races final : public laconic::cuda::KernelObserver {
   }
   void use(Cell& cell, const Use& now, bool writes) {
     if (cell.kind == Kind::untracked) return;
+    if (!writes && cell.read == now && cell.copies <= done_) return;
     if (cell.kind == Kind::beyond) return report("uses what is beyond shared memory, taken", now, now);
     if (cell.copies > done_) report("uses the target of a copy that is not waited for, begun", now, cell.written);
     if (is_race(cell.written, now))
@@ -245,6 +265,7 @@ class Races final : public laconic::cuda::KernelObserver {
   Page none_{}, of_registers_{};  // stand for pages without tracked bytes, and with registers
   std::vector<std::unique_ptr<Page>> owned_{};
   std::map<std::uintptr_t, std::size_t> allocations_{};
+  std::map<std::tuple<const char*, Index, Index>, int> launches_{};
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> shared_{};  // of the block
   std::vector<Registers> registers_{};
   Index x_ = 0, y_ = 0;

@@ -168,7 +168,7 @@ void run(const void* arguments, Grid grid, std::size_t shared_bytes) {
   const Kernel& kernel = *static_cast<const Kernel*>(arguments);
   auto* const observer = kernel_observer();
   const AsThread all(all_threads);
-  if (observer != nullptr) observer->on_launch(typeid(Kernel).name());
+  if (observer != nullptr) observer->on_launch(typeid(Kernel).name(), grid);
   for (Index y = 0; y < grid.y; ++y)
     for (Index x = 0; x < grid.x; ++x) {
       Block block(x, y, Kernel::threads, shared_bytes);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cuda/macros.hpp>
+#include <laconic/backend/cuda/work.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -67,8 +68,8 @@ class KernelObserver {
   virtual void on_allocation(void* memory, std::size_t bytes) = 0;
   /// Memory of `on_allocation` is about to be freed.
   virtual void on_release(void* memory) = 0;
-  /// A kernel, a type of this name, begins to run.
-  virtual void on_launch(const char* kernel) = 0;
+  /// A kernel, a type of this name, begins to run for a grid of blocks.
+  virtual void on_launch(const char* kernel, Grid grid) = 0;
   /// A block of it begins.
   virtual void on_block(Index x, Index y) = 0;
   /// The block has ended. May throw `Error`.

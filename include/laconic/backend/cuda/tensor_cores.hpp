@@ -227,6 +227,26 @@ LACONIC_DEVICE void add_product(Block&, const Of& of) {
 
 #endif
 
+/// Holds the values of 16 bytes as tensor cores read them, in registers. They are stored at once.
+template <TensorElement E>
+struct alignas(16) TensorChunk {
+  static constexpr int count = 16 / static_cast<int>(sizeof(E));  ///< values of a chunk
+  std::uint32_t bits[4];                                          ///< the values
+  /// Rounds the values of a chunk to Bf16; floats are rounded when they are multiplied. of(i) returns value i.
+  template <class Of>
+  LACONIC_DEVICE static TensorChunk of(const Of& of) {
+    TensorChunk out;
+    LACONIC_UNROLL_DEVICE
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (std::same_as<E, Bf16>)
+        out.bits[i] = two_bf16(of(2 * i), of(2 * i + 1));
+      else
+        out.bits[i] = std::bit_cast<std::uint32_t>(of(i));
+    }
+    return out;
+  }
+};
+
 }  // namespace cuda
 }  // namespace LACONIC_ABI
 }  // namespace laconic

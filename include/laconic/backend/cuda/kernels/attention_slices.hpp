@@ -34,19 +34,6 @@ struct Slice {
   static constexpr int count(Index values) { return static_cast<int>(pieces(values, width)); }
 };
 
-/// Holds a chunk in registers.
-struct alignas(16) SliceChunk {
-  std::uint32_t pairs[4];  ///< 8 Bf16
-
-  /// Rounds 8 floats.
-  LACONIC_DEVICE static SliceChunk of(const float* x) {
-    SliceChunk out;
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) out.pairs[i] = two_bf16(x[2 * i], x[2 * i + 1]);
-    return out;
-  }
-};
-
 /// Holds 8 values as they are in memory, so that several loads can be under way before the first value is used.
 struct StoredChunk {
   /// Says what the values are: all zero, copied while the kernel goes on, 8 floats, 8 bytes, or not loaded.
@@ -56,40 +43,33 @@ struct StoredChunk {
 
   /// Loads floats from an address that is a multiple of 16.
   LACONIC_DEVICE void load_floats(const void* aligned) {
-    struct alignas(16) Four {
-      float values[4];
-    };
-    const auto* from = static_cast<const Four*>(aligned);
-    const Four low = from[0], high = from[1];
+    const auto* const from = static_cast<const float*>(aligned);
+    const auto low = load<4>(from), high = load<4>(from + 4);
     LACONIC_UNROLL_DEVICE
     for (int i = 0; i < 4; ++i) {
-      bits[i] = low.values[i];
-      bits[4 + i] = high.values[i];
+      bits[i] = low[i];
+      bits[4 + i] = high[i];
     }
     kind = Kind::floats;
   }
   /// Loads bytes from an address that is a multiple of 8.
   LACONIC_DEVICE void load_bytes(const void* aligned, float scale) {
-    struct alignas(8) Two {
-      float values[2];
-    };
-    const Two two = *static_cast<const Two*>(aligned);
-    bits[0] = two.values[0];
-    bits[1] = two.values[1];
+    const auto two = load<2>(static_cast<const float*>(aligned));
+    bits[0] = two[0];
+    bits[1] = two[1];
     bits[2] = scale;
     kind = Kind::bytes;
   }
   /// Rounds floats.
-  LACONIC_DEVICE SliceChunk rounded_floats() const { return SliceChunk::of(bits); }
+  LACONIC_DEVICE TensorChunk<Bf16> rounded_floats() const {
+    return TensorChunk<Bf16>::of([&](int i) { return bits[i]; });
+  }
   /// Rounds bytes times their scale.
-  LACONIC_DEVICE SliceChunk rounded_bytes() const {
-    float x[Slice::chunk];
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < Slice::chunk; ++i) {
+  LACONIC_DEVICE TensorChunk<Bf16> rounded_bytes() const {
+    return TensorChunk<Bf16>::of([&](int i) {
       const auto byte = static_cast<std::int8_t>(std::bit_cast<std::uint32_t>(bits[i / 4]) >> i % 4 * 8);
-      x[i] = bits[2] * static_cast<float>(byte);
-    }
-    return SliceChunk::of(x);
+      return bits[2] * static_cast<float>(byte);
+    });
   }
 };
 
@@ -199,11 +179,11 @@ class SequenceRows {
     using Kind = StoredChunk::Kind;
     if (chunk.kind == Kind::copied) return;
     if (chunk.kind == Kind::floats) {
-      *reinterpret_cast<SliceChunk*>(to) = chunk.rounded_floats();
+      *reinterpret_cast<TensorChunk<Bf16>*>(to) = chunk.rounded_floats();
     } else if (chunk.kind == Kind::bytes) {
-      *reinterpret_cast<SliceChunk*>(to) = chunk.rounded_bytes();
+      *reinterpret_cast<TensorChunk<Bf16>*>(to) = chunk.rounded_bytes();
     } else if (chunk.kind == Kind::none) {
-      *reinterpret_cast<SliceChunk*>(to) = {};
+      *reinterpret_cast<TensorChunk<Bf16>*>(to) = {};
     } else {
       const StoredRow<float> from = row(r);
       for (int i = 0; i < Slice::chunk; ++i) to[i] = i < count ? to_bf16(from[c + i]) : Bf16{0};
@@ -228,17 +208,14 @@ struct RoundHeads {
   LACONIC_DEVICE void operator()(Index i) const {
     const Index chunks = padded / Slice::chunk, head = i / chunks, c = i % chunks * Slice::chunk;
     const float* from = x + head * width + c;
-    auto* const chunk = reinterpret_cast<SliceChunk*>(to) + i;
+    auto* const chunk = reinterpret_cast<TensorChunk<Bf16>*>(to) + i;
     if (c + Slice::chunk <= width && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
       StoredChunk floats;
       floats.load_floats(from);
       *chunk = floats.rounded_floats();
       return;
     }
-    float values[Slice::chunk];
-    LACONIC_UNROLL_DEVICE
-    for (int j = 0; j < Slice::chunk; ++j) values[j] = c + j < width ? from[j] : 0.0f;
-    *chunk = SliceChunk::of(values);
+    *chunk = TensorChunk<Bf16>::of([&](int j) { return c + j < width ? from[j] : 0.0f; });
   }
 };
 

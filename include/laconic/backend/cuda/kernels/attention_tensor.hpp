@@ -232,11 +232,10 @@ struct AttendTensor {
         const Index c = s * Slice::width + chunk * Slice::chunk;
         const bool exists = place.exists(r);
         const Index id = exists ? place.id(of.in, r) : 0, head = place.head_of(r);
-        float x[Slice::chunk];
-        LACONIC_UNROLL_DEVICE
-        for (int j = 0; j < Slice::chunk; ++j)
-          x[j] = exists && c + j < width ? value(id, head, c + j) * static_cast<float>(std::numbers::log2e) : 0.0f;
-        *reinterpret_cast<SliceChunk*>(to + s * Warps::query_slice + Slice::at(r, chunk)) = SliceChunk::of(x);
+        *reinterpret_cast<TensorChunk<Bf16>*>(to + s * Warps::query_slice + Slice::at(r, chunk)) =
+            TensorChunk<Bf16>::of([&](int j) {
+              return exists && c + j < width ? value(id, head, c + j) * static_cast<float>(std::numbers::log2e) : 0.0f;
+            });
       }
     });
   }

@@ -12,26 +12,6 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace cuda {
 
-/// Holds 16 bytes of an operand, which are stored at once.
-template <TensorElement E>
-struct alignas(16) TensorChunk {
-  static constexpr int count = static_cast<int>(TensorRows<E>::in_chunk);
-  std::uint32_t bits[4];
-  /// Rounds the values of a chunk; of(i) returns value i.
-  template <class Of>
-  LACONIC_DEVICE static TensorChunk rounded(const Of& of) {
-    TensorChunk out;
-    LACONIC_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (count == 8)
-        out.bits[i] = two_bf16(of(2 * i), of(2 * i + 1));
-      else
-        out.bits[i] = std::bit_cast<std::uint32_t>(of(i));  // rounded when it is multiplied
-    }
-    return out;
-  }
-};
-
 /// Packs chunk i of an operand whose neighbours along a row are neighbours in memory. `Operand` is as `GemmOperand`.
 template <TensorElement E, class Operand>
 struct PackRows {
@@ -51,7 +31,7 @@ struct PackRows {
       for (int e = 0; e < Chunk::count; ++e)
         values[e / 4][e % 4] = k + e < depth ? from.template load<1>(batch, row, k + e)[0] : 0.0f;
     }
-    reinterpret_cast<Chunk*>(to)[i] = Chunk::rounded([&](int e) { return values[e / 4][e % 4]; });
+    reinterpret_cast<Chunk*>(to)[i] = Chunk::of([&](int e) { return values[e / 4][e % 4]; });
   }
 };
 
@@ -97,7 +77,7 @@ struct PackColumns {
         if (first + i >= rows || k + j >= stride) continue;
         const float* const values = tile + i * pitch + j;
         *reinterpret_cast<Chunk*>(to + (batch * rows + first + i) * stride + k + j) =
-            Chunk::rounded([&](int e) { return values[e]; });
+            Chunk::of([&](int e) { return values[e]; });
       }
     });
   }
