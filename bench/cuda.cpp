@@ -11,8 +11,8 @@
 // 4096 x 4096 x 4096 in float, TF32 and bf16 by cuBLAS. Where it matters, names end with the precision of products
 // (ProductPrecision).
 // Time is that of 10 calls in a row, of models 2, from the first launch until the last has ended, so that launches
-// overlap as in a model. "of_copy" and "of_product" are percentages of these roofs: of the copy's bandwidth at which the operands and
-// results of a call, counted once, went through memory, and of the product's operations.
+// overlap as in a model. "of_copy" and "of_product" are percentages of these roofs: of the copy's bandwidth at which
+// the operands and results of a call, counted once, went through memory, and of the product's operations.
 #include <laconic/attention/any.hpp>
 #include <laconic/backend/cuda.hpp>
 #include <laconic/laconic.hpp>
