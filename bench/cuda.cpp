@@ -65,6 +65,18 @@ double copy_roof = 0;
 /// Holds the measured operations of a product, in TFLOP/s, by precision.
 std::array<double, std::size(precisions)> product_roofs{};
 
+/// Registers a benchmark that times itself. If it fails, for want of memory for example, the others go on.
+benchmark::internal::Benchmark* register_run(const std::string& name, std::function<void(benchmark::State&)> run) {
+  const auto guarded = [run = std::move(run)](benchmark::State& state) {
+    try {
+      run(state);
+    } catch (const Error& error) {
+      state.SkipWithError(error.what());
+    }
+  };
+  return benchmark::RegisterBenchmark(name.c_str(), guarded)->UseManualTime()->Unit(benchmark::kMicrosecond);
+}
+
 /// Registers a benchmark. setup(gpu) returns the call, which owns its operands.
 void add(const std::string& name, double flop, double mega, std::function<std::function<void()>(Gpu&)> setup,
          ProductPrecision precision = ProductPrecision::full) {
@@ -87,7 +99,7 @@ void add(const std::string& name, double flop, double mega, std::function<std::f
     if (mega > 0) state.counters["of_copy"] = 100 * mega / seconds / copy_roof;
     state.counters["MB"] = 1e-6 * static_cast<double>(gpu.device_arena().peak_bytes());
   };
-  benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMicrosecond);
+  register_run(name, run);
 }
 
 /// Registers a benchmark for each precision of products.
@@ -319,13 +331,13 @@ void add_streams() {
           state.SetIterationTime(seconds.back());
         }
         std::sort(seconds.begin(), seconds.end());
-        state.counters["p99_us"] = 1e6 * seconds[seconds.size() * 99 / 100];
+        state.counters["p99_us"] = 1e6 * seconds[(seconds.size() - 1) * 99 / 100];
         state.counters["MB"] = 1e-6 * static_cast<double>(streams.context().device_arena().peak_bytes());
         state.counters["cache_MB"] = 1e-6 * static_cast<double>(streams.attention_bytes());
       };
       const std::string name = text("push/256x12/", to_name(choice.attention),
                                     choice.latent > 0 ? text(":", choice.latent) : "", "/streams:", count, "/bf16");
-      benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(100);
+      register_run(name, run)->Iterations(100);
     }
 }
 

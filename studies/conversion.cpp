@@ -128,7 +128,8 @@ class Study {
                       preset_.name, " --seeds ", preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder,
                       " --attentions ", joined(o_.attentions), " --methods ", joined(o_.methods), " --strategies ",
                       joined(o_.strategies), " --caches ", joined(o_.caches),
-                      o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"),
+                      o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker),
+                      o_.device.chosen().gpu ? text(" --device ", o_.device.name) : "", "`"),
                  o_.threads);
     say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1),
         " min");
@@ -141,16 +142,16 @@ class Study {
  private:
   /// A folder can go on only with the study that began it, described in study.json. Whether it begins here.
   bool begin_or_go_on() const {
-    const nlohmann::json now{
-        {"data", o_.data.empty() ? "" : detail::resolved(o_.data).string()},
-        {"preset", preset_.name},
-        {"model", o_.encoder},
-        {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
-        {"encoder", to_json(preset_.encoder)},
-        {"baseline", to_json(preset_.baseline)},
-        {"finetune", to_json(preset_.finetune)},
-        {"seed", o_.seed},
-        {"holdout_speaker", o_.holdout_speaker}};
+    nlohmann::json now{{"data", o_.data.empty() ? "" : detail::resolved(o_.data).string()},
+                       {"preset", preset_.name},
+                       {"model", o_.encoder},
+                       {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
+                       {"encoder", to_json(preset_.encoder)},
+                       {"baseline", to_json(preset_.baseline)},
+                       {"finetune", to_json(preset_.finetune)},
+                       {"seed", o_.seed},
+                       {"holdout_speaker", o_.holdout_speaker}};
+    if (const Device device = o_.device.chosen(); device.gpu) now["device"] = device.name();
     const auto path = out_ / "study.json";
     if (detail::is_there(path)) {
       require_same_run(read_json(path), now, path.string(), "folder");

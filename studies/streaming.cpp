@@ -52,13 +52,14 @@ class StreamStudy {
 
  private:
   void begin_or_go_on() {
-    const nlohmann::json now{{"data", o_.data.empty() ? "" : detail::resolved(o_.data).string()},
-                             {"encoder", to_json(preset_.encoder)},
-                             {"model", o_.encoder},
-                             {"training", to_json(preset_.baseline)},
-                             {"utterances", preset_.train_utterances},
-                             {"seed", o_.seed},
-                             {"holdout_speaker", o_.holdout_speaker}};
+    nlohmann::json now{{"data", o_.data.empty() ? "" : detail::resolved(o_.data).string()},
+                       {"encoder", to_json(preset_.encoder)},
+                       {"model", o_.encoder},
+                       {"training", to_json(preset_.baseline)},
+                       {"utterances", preset_.train_utterances},
+                       {"seed", o_.seed},
+                       {"holdout_speaker", o_.holdout_speaker}};
+    if (const Device device = o_.device.chosen(); device.gpu) now["device"] = device.name();
     const auto path = out_ / "stream-study.json";
     if (detail::is_there(path)) {
       require(read_json(path) == now, path.string(),
@@ -202,7 +203,8 @@ class StreamStudy {
     const std::string out = text(
         "`laconic-study streaming --encoder ", o_.encoder, o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ",
         o_.preset, " --chunk ", o_.chunk, " --left-context ", o_.left_context, " --seeds ", o_.seeds, " --seed ",
-        o_.seed, " --threads ", o_.threads, "`\n\n", costs.markdown(), '\n', stored.markdown());
+        o_.seed, " --threads ", o_.threads, o_.device.chosen().gpu ? text(" --device ", o_.device.name) : "", "`\n\n",
+        costs.markdown(), '\n', stored.markdown());
     write_file(out_ / "streaming.md", out);
     print(Lines{out}, '\n');
   }

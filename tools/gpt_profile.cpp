@@ -54,14 +54,15 @@ std::string attention_of(const LanguageModelConfig& c) {
   return out;
 }
 
-/// Returns the seconds in which one stream takes so many characters of the text, one at a time. A text that is shorter
-/// is repeated.
+/// Returns the seconds in which one stream takes so many characters of the text, one at a time, and finds the most
+/// probable next one, for which it waits. A text that is shorter is repeated.
 double seconds_to_decode(auto& context, const Profiled& p, Index tokens) {
   TokenDecoder decoder(context, p.model);
   const auto start = std::chrono::steady_clock::now();
   for (Index i = 0; i < tokens; ++i) {
     const std::array one{p.text[static_cast<std::size_t>(i) % p.text.size()]};
-    decoder.append({one, Sequences{1}}, std::array{Index{0}});
+    std::array<Index, 1> next{};
+    context.argmax(decoder.append({one, Sequences{1}}, std::array{Index{0}}), next);
   }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }

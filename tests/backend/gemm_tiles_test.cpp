@@ -36,7 +36,7 @@ float product(Index depth, const A& a, const B& b) {
   float sum = 0;
   for (Index begin = 0; begin < depth; begin += 256) {
     float chunk = 0;
-    for (Index k = begin; k < depth && k < begin + 256; ++k) chunk = std::fma(a(k), b(k), chunk);
+    for (Index k = begin; k < depth && k < begin + 256; ++k) chunk = cuda::multiply_add(a(k), b(k), chunk);
     sum += chunk;
   }
   return sum;

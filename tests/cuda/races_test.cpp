@@ -1,5 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// Kernels with mistakes, each of which support/kernel_races.cpp must find, beside the right ones, in which it must find
+// Kernels with mistakes, each of which support/kernel_races.cpp must find, and one without, in which it must find
 // nothing.
 
 #include <laconic/backend/cuda/kernels/vectors.hpp>
@@ -19,17 +19,20 @@ enum class Mistake {
   none,
   no_barrier,           // a thread reads what another has written
   no_barrier_of_warp,   // the same in a warp
-  barrier_of_warp,      // the same of another warp, behind a barrier of warps
+  barrier_of_warp,      // the same of another warp, after a barrier of warps
   written_after_read,   // a thread writes what others read
   read_by_all,          // code between two `each` reads what one has written
   blocks_overlap,       // two blocks write the same value
   block_reads,          // a block reads what another writes
+  block_writes,         // a block writes what another reads
+  warp_writes,          // a thread writes what another warp has read, and its own after that, before a barrier of warps
+  throws,               // the kernel asks for more shared memory than there is, in the middle of a copy
   copy_not_waited_for,  // a copy is used before it is done
   copy_too_early,       // a copy overwrites what is still read
   one_group_too_few,    // of two groups of copies only the first is waited for
   matrix_too_early,     // a warp loads a matrix that another writes
   register_of_another,  // a thread names a register of its neighbour
-  beyond_memory,        // a thread reads behind the shared memory that the block has
+  beyond_memory,        // a thread reads after the shared memory that the block has
 };
 
 template <Mistake mistake>
@@ -83,6 +86,7 @@ struct Kernel {
     const auto read = [&](int at) { block.each_unordered([&](int t) { value[t] += shared[at * threads + t]; }); };
     block.each([](int) {});
     copy(0);
+    if constexpr (mistake == throws) block.template shared<float>(4 * threads);
     copy(1);
     if constexpr (mistake == copy_not_waited_for) read(0);
     block.template wait_for_copies<1>();
@@ -100,6 +104,17 @@ struct Kernel {
     block.each([](int) {});
     if constexpr (mistake == register_of_another) block.each([&](int t) { shared[t] = value[(t + 1) % threads]; });
     if constexpr (mistake == beyond_memory) block.each([&](int t) { value[t] += shared[4 * threads + t % 2]; });
+    if constexpr (mistake == block_writes) {
+      block.each([&](int t) { value[t] += data[2 * threads]; });
+      if (block.x() == 1) block.one([&] { data[2 * threads] = 1; });
+    }
+    if constexpr (mistake == warp_writes) {
+      block.each([&](int t) { value[t] += shared[0]; });
+      block.each_in_warps([&](int t) { value[t] += shared[0]; });
+      block.each([&](int t) {
+        if (t == 33) shared[0] = 1;
+      });
+    }
     const float sum = block.sum(value);
     block.one([&] { to[0] = sum; });
   }
@@ -134,17 +149,21 @@ TEST_CASE("Races of emulated kernels are found", "[cuda]") {
   REQUIRE(kernel_observer() != nullptr);
   using enum Mistake;
   CHECK(error_of<none>() == "");
-  check_found<no_barrier>("reads what is written");
-  check_found<no_barrier_of_warp>("reads what is written");
-  check_found<barrier_of_warp>("reads what is written");
-  check_found<written_after_read>("writes what is read");
-  check_found<read_by_all>("all threads reads what is written");
+  check_found<no_barrier>("reads what was written");
+  check_found<no_barrier_of_warp>("reads what was written");
+  check_found<barrier_of_warp>("reads what was written");
+  check_found<written_after_read>("writes what was read");
+  check_found<read_by_all>("every thread reads what was written");
   check_found<blocks_overlap>("of another block");
   check_found<block_reads>("of another block");
-  check_found<copy_not_waited_for>("the target of a copy");
-  check_found<copy_too_early>("writes what is read");
-  check_found<one_group_too_few>("the target of a copy");
-  check_found<matrix_too_early>("reads what is written");
+  check_found<block_writes>("of another block");
+  check_found<warp_writes>("writes what was read");
+  check_found<copy_not_waited_for>("unfinished copy");
+  check_found<copy_too_early>("writes what was read");
+  check_found<one_group_too_few>("unfinished copy");
+  check_found<matrix_too_early>("reads what was written");
   check_found<register_of_another>("uses a register");
-  check_found<beyond_memory>("beyond shared memory");
+  check_found<beyond_memory>("after an array of shared memory");
+  CHECK(error_of<throws>().find("bytes of shared memory") != std::string::npos);
+  CHECK(error_of<none>() == "");
 }

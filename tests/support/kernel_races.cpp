@@ -33,15 +33,19 @@ struct Use {
   std::int16_t thread = 0;
   std::uint16_t warp_interval = 0;
 
+  // Returns the number of the warp; -1: all of them.
+  int warp() const { return thread == all_threads ? -1 : thread / warp_threads; }
   friend bool operator==(const Use&, const Use&) = default;
 };
 
-enum class Kind : std::uint8_t { untracked, of_device, of_block, beyond };
+enum class Kind : std::uint8_t { untracked, memory, beyond };  // beyond: after an array of shared memory
 
 // A byte of the device's memory, or of shared memory.
 struct Cell {
-  Use written{}, read{}, read_before{}, first_read{};  // read_before: by another thread than `read`
-  std::uint32_t copies = 0;                            // the group of the copy that writes it, or 0
+  Use written{}, read{};
+  Use read_before{}, read_by_warp{};  // the last reads by another thread, and by another warp, than `read`
+  Use first_read{};                   // of the launch
+  std::uint32_t copies = 0;           // the group of the copy that writes it, or 0
   Kind kind = Kind::untracked;
 };
 
@@ -49,6 +53,8 @@ struct Cell {
 struct Registers {
   std::uintptr_t begin, each;
   int threads;
+
+  std::uintptr_t end() const { return begin + each * static_cast<std::uintptr_t>(threads); }
 };
 
 // Kernels of the same type and grid mostly do the same: so many launches of them are watched.
@@ -79,6 +85,7 @@ thread_local bool is_watched = false;  // the launch
 thread_local bool in_block = false;    // that is watched
 thread_local const char* kernel_type = "";
 thread_local std::uint32_t launch = 0;  // its first interval
+thread_local std::string race_of_block;
 
 class Races final : public laconic::cuda::KernelObserver {
  public:
@@ -86,7 +93,7 @@ class Races final : public laconic::cuda::KernelObserver {
     const std::lock_guard lock(running());
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
     allocations_[begin] = bytes;
-    mark(begin, bytes, Kind::of_device);
+    mark(begin, bytes, Kind::memory);
   }
   void on_release(void* memory) override {
     const std::lock_guard lock(running());
@@ -109,15 +116,21 @@ class Races final : public laconic::cuda::KernelObserver {
     block_ = ++interval_;
     warp_interval_ = 0;
   }
-  void on_block_end() override {
+  void on_block_end() noexcept override {
     if (!in_block) return;
-    const std::string race = std::exchange(race_, "");
+    race_of_block = std::exchange(race_, "");
     for (const auto& [begin, bytes] : shared_) mark(begin, bytes, Kind::untracked);
     shared_.clear();
+    for (const Registers& r : registers_)
+      for (std::uintptr_t page = r.begin / page_bytes; page <= (r.end() - 1) / page_bytes; ++page)
+        if (pages_[page] == &of_registers_) pages_[page] = nullptr;  // where the memory is freed, it may become others'
     registers_.clear();
     done_ = copies_++;
     in_block = false;
     running().unlock();
+  }
+  void check() override {
+    const std::string race = std::exchange(race_of_block, "");
     laconic::require(race.empty(), race);
   }
   void on_shared(void* memory, std::size_t bytes) override {
@@ -125,7 +138,7 @@ class Races final : public laconic::cuda::KernelObserver {
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
     for (std::uintptr_t page = begin / page_bytes; page <= (begin + bytes + gap_bytes - 1) / page_bytes; ++page)
       if (pages_[page] == nullptr || pages_[page] == &none_) pages_[page] = make_page(page);
-    mark(begin, bytes, Kind::of_block);
+    mark(begin, bytes, Kind::memory);
     mark(begin + bytes, gap_bytes, Kind::beyond);
     shared_.push_back({begin, bytes + gap_bytes});
   }
@@ -175,26 +188,28 @@ class Races final : public laconic::cuda::KernelObserver {
 
  private:
   void use_register(std::uintptr_t at, const Use& now) {
-    for (const Registers& r : registers_)
-      if (at >= r.begin && at < r.begin + r.each * static_cast<std::uintptr_t>(r.threads))
-        if (const auto owner = static_cast<std::int16_t>((at - r.begin) / r.each); owner != now.thread)
-          report("uses a register", now, {interval_, owner, 0});
+    for (const Registers& r : registers_) {
+      if (at < r.begin || at >= r.end()) continue;
+      const Use owner{interval_, static_cast<std::int16_t>((at - r.begin) / r.each), 0};
+      if (owner.thread != now.thread) report("uses a register that belongs to", now, &owner);
+    }
   }
   void use(Cell& cell, const Use& now, bool writes) {
     if (cell.kind == Kind::untracked) return;
     if (!writes && cell.read == now && cell.copies <= done_) return;
-    if (cell.kind == Kind::beyond) return report("uses what is beyond shared memory, taken", now, now);
-    if (cell.copies > done_) report("uses the target of a copy that is not waited for, begun", now, cell.written);
+    if (cell.kind == Kind::beyond) return report("uses memory after an array of shared memory", now);
+    if (cell.copies > done_) report("uses the target of an unfinished copy by", now, &cell.written);
     if (is_race(cell.written, now))
-      report(writes ? "writes what is written" : "reads what is written", now, cell.written);
+      report(writes ? "writes what was written by" : "reads what was written by", now, &cell.written);
     if (!writes) {
       if (cell.first_read.interval < launch) cell.first_read = now;
       if (cell.read.interval != now.interval || cell.read.thread != now.thread) cell.read_before = cell.read;
+      if (cell.read.interval != now.interval || cell.read.warp() != now.warp()) cell.read_by_warp = cell.read;
       cell.read = now;
       return;
     }
-    for (const Use& before : {cell.read, cell.read_before, cell.first_read})
-      if (is_race(before, now)) report("writes what is read", now, before);
+    for (const Use& before : {cell.read, cell.read_before, cell.read_by_warp, cell.first_read})
+      if (is_race(before, now)) report("writes what was read by", now, &before);
     cell.written = now;
     cell.copies = 0;
   }
@@ -203,20 +218,19 @@ class Races final : public laconic::cuda::KernelObserver {
     if (before.interval < launch) return false;
     if (before.interval < block_) return true;  // another block of this launch
     if (before.interval != now.interval || before.thread == now.thread) return false;
-    const bool of_one_warp = before.thread != all_threads && now.thread != all_threads &&
-                             before.thread / warp_threads == now.thread / warp_threads;
-    return !of_one_warp || before.warp_interval == now.warp_interval;
+    return before.warp() != now.warp() || now.warp() == -1 || before.warp_interval == now.warp_interval;
   }
   // Keeps the first race of a block.
-  void report(const char* what, const Use& now, const Use& before) {
+  void report(const char* what, const Use& now, const Use* before = nullptr) {
     if (!race_.empty()) return;
     const auto name = [](const Use& use) {
-      return use.thread == all_threads ? std::string("all threads") : "thread " + std::to_string(use.thread);
+      return use.thread == all_threads ? std::string("every thread") : "thread " + std::to_string(use.thread);
     };
     char* const kernel = abi::__cxa_demangle(kernel_type, nullptr, nullptr, nullptr);
-    race_ =
-        laconic::text("Cuda: race in block (", x_, ", ", y_, ") of ", kernel != nullptr ? kernel : kernel_type, ": ",
-                      name(now), " ", what, " by ", name(before), before.interval < block_ ? " of another block" : "");
+    race_ = laconic::text("Cuda: race in block (", x_, ", ", y_, ") of ", kernel != nullptr ? kernel : kernel_type,
+                          ": ", name(now), " ", what);
+    if (before != nullptr)
+      race_ += laconic::text(" ", name(*before), before->interval < block_ ? " of another block" : "");
     std::free(kernel);
   }
 
@@ -239,7 +253,7 @@ class Races final : public laconic::cuda::KernelObserver {
          ++next)
       for (std::uintptr_t i = std::max(begin, next->first);
            i < std::min(begin + page_bytes, next->first + next->second); ++i)
-        (*owned_.back())[i % page_bytes].kind = Kind::of_device;
+        (*owned_.back())[i % page_bytes].kind = Kind::memory;
     return owned_.back().get();
   }
   Page* page_of(std::uintptr_t address) {
@@ -271,7 +285,7 @@ class Races final : public laconic::cuda::KernelObserver {
   Index x_ = 0, y_ = 0;
   std::uint32_t interval_ = 0, block_ = 0;
   std::uint16_t warp_interval_ = 0;
-  std::uint32_t copies_ = 1, done_ = 0;  // the group that copies join; the last one that is done
+  std::uint32_t copies_ = 1 << 16, done_ = copies_ - 1;  // the group that copies join; the last one that is done
   std::string race_{};
 };
 

@@ -171,14 +171,21 @@ void run(const void* arguments, Grid grid, std::size_t shared_bytes) {
   if (observer != nullptr) observer->on_launch(typeid(Kernel).name(), grid);
   for (Index y = 0; y < grid.y; ++y)
     for (Index x = 0; x < grid.x; ++x) {
-      Block block(x, y, Kernel::threads, shared_bytes);
-      if (observer != nullptr) observer->on_block(x, y);
-      kernel(block);
-      require(detail::emulated_copies().empty(), "Cuda: a kernel ends before its copies");
-      detail::emulated_copies().finish(0);  // groups without copies
-      detail::emulated_memory().reset();
-      detail::emulated_registers().reset();
-      if (observer != nullptr) observer->on_block_end();
+      {
+        const struct Emptied {
+          ~Emptied() {  // also where the kernel throws
+            detail::emulated_copies().clear();
+            detail::emulated_memory().reset();
+            detail::emulated_registers().reset();
+            if (auto* observer = kernel_observer()) observer->on_block_end();
+          }
+        } emptied{};
+        Block block(x, y, Kernel::threads, shared_bytes);
+        if (observer != nullptr) observer->on_block(x, y);
+        kernel(block);
+        require(detail::emulated_copies().empty(), "Cuda: a kernel ends before its copies");
+      }
+      if (observer != nullptr) observer->check();
     }
 }
 

@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-// What the emulation of a GPU consists of beside its blocks: memory, copies, and who watches.
+// What the emulation of a GPU consists of in addition to its blocks: memory, copies, and who watches.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -72,8 +72,10 @@ class KernelObserver {
   virtual void on_launch(const char* kernel, Grid grid) = 0;
   /// A block of it begins.
   virtual void on_block(Index x, Index y) = 0;
-  /// The block has ended. May throw `Error`.
-  virtual void on_block_end() = 0;
+  /// The block has ended, or has thrown.
+  virtual void on_block_end() noexcept = 0;
+  /// Throws `Error` if something was wrong in the block that ended last.
+  virtual void check() = 0;
   /// The block has taken shared memory.
   virtual void on_shared(void* memory, std::size_t bytes) = 0;
   /// The block has taken registers, `each` bytes a thread, one thread after the other.
@@ -172,6 +174,11 @@ class EmulatedCopies {
     for (std::size_t& end : ends_) end -= done;
   }
   bool empty() const { return copies_.empty(); }
+  /// Drops all copies and groups.
+  void clear() {
+    copies_.clear();
+    ends_.clear();
+  }
 
  private:
   std::vector<Copy> copies_{};
