@@ -4,20 +4,32 @@
 
 #include "gradient_check.hpp"
 
+#include <array>
+
 using namespace laconic;
 
 namespace {
+
+/// Returns normal numbers (rows, cols), the same for the same seed: drawing new ones for each product would take longer
+/// than all products.
+template <class T>
+Matrix<T> numbers(Index rows, Index cols, unsigned seed) {
+  static std::array<Matrix<T>, 5> drawn;
+  Matrix<T>& all = drawn.at(seed);
+  if (all.size() < rows * cols) all = random_matrix<T>(1, rows * cols, seed);
+  return Eigen::Map<const Matrix<T>>(all.data(), rows, cols);
+}
 
 template <class T>
 void check_product(Index m, Index n, Index k, bool a_transposed, bool b_transposed, bool accumulate, bool with_bias,
                    int threads) {
   CAPTURE(m, n, k, a_transposed, b_transposed, accumulate, with_bias, threads);
-  const Matrix<T> a = random_matrix<T>(m, k, 1), b = random_matrix<T>(k, n, 2), bias = random_matrix<T>(1, n, 3);
+  const Matrix<T> a = numbers<T>(m, k, 1), b = numbers<T>(k, n, 2), bias = numbers<T>(1, n, 3);
   const Matrix<T> a_stored = a_transposed ? Matrix<T>(a.transpose()) : a,
                   b_stored = b_transposed ? Matrix<T>(b.transpose()) : b;
   const kernels::Operand<T> left{a_stored.data(), a_stored.cols()}, right{b_stored.data(), b_stored.cols()};
   const Index stride = n + 3;  // what lies between the rows stays as it is
-  Matrix<T> c = random_matrix<T>(m, stride, 4);
+  Matrix<T> c = numbers<T>(m, stride, 4);
   const Matrix<T> before = c;
   Matrix<T> expected = a * b;
   if (accumulate) expected += before.leftCols(n);
