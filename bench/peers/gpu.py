@@ -157,8 +157,8 @@ def elementwise(bench):
 
 def conformer(bench, d, layers, heads, dropout):
     frames = 98 if bench.small else 998
-    model = Conformer(mels=80, channels=d, d=d, layers=1 if bench.small else layers, heads=heads, inner=4 * d, kernel=31,
-                      vocab=29, dropout=dropout, frames=frames)
+    model = Conformer(mels=80, channels=d, d=d, layers=1 if bench.small else layers, heads=heads, inner=4 * d,
+                      kernel=31, vocab=29, dropout=dropout, frames=frames)
     return model.to(bench.device), frames
 
 
@@ -250,7 +250,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="small sizes, once")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each way, of which the mean counts, as in bench/cuda.cpp")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each way, of which the mean counts")
     parser.add_argument("--only", help="rows whose names contain this")
     parser.add_argument("--out", help="write the results to this file, as JSON")
     parser.add_argument("--against", help="results of bench/cuda to compare with")

@@ -69,8 +69,9 @@ LACONIC_API const char* laconic_last_error(void);
 /** Loads a model folder (of laconic, or of Hugging Face's Wav2Vec2ConformerForCTC) and packs its weights. `threads` is
  * the number of threads that transcribe one recording; 0 takes all processors. */
 LACONIC_API laconic_status laconic_recognizer_load(const char* folder, int threads, laconic_recognizer** out);
-/** Loads a model folder as laconic_recognizer_load does, to compute on `device`: "cpu", "cuda", "cuda:N" or "auto", which
- * is a GPU if there is one. A GPU rounds products if ",bf16" or ",tf32" follows. Fails if there is no such device. */
+/** Loads a model folder as laconic_recognizer_load does, to compute on `device`: "cpu", "cuda", "cuda:N" or "auto",
+ * which is a GPU if there is one. A GPU rounds products if ",bf16" or ",tf32" follows. Fails if there is no such device.
+ */
 LACONIC_API laconic_status laconic_recognizer_load_on(const char* folder, const char* device, int threads,
                                                       laconic_recognizer** out);
 /** Frees a recogniser. Its transcripts and streams stay as they are. */

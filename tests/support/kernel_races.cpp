@@ -4,15 +4,17 @@
 // writes calls a function of this file, which knows what waits for what on a GPU (as KCSAN does it in Linux). A byte
 // has a cell, which keeps who used it last.
 //
-// Also found: copies that are read, or whose target is used, before they are waited for; registers of another thread;
-// shared memory that a block has not taken.
+// Also found: copies whose target is used before they are waited for; registers of another thread; memory after an
+// array of shared memory.
 
 #include <laconic/backend/cuda/block.hpp>
 
 #include <cxxabi.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -146,8 +148,7 @@ class Races final : public laconic::cuda::KernelObserver {
     if (!in_block) return;
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
     registers_.push_back({begin, each, threads});
-    for (std::uintptr_t page = begin / page_bytes;
-         page <= (begin + each * static_cast<std::size_t>(threads)) / page_bytes; ++page)
+    for (std::uintptr_t page = begin / page_bytes; page <= (registers_.back().end() - 1) / page_bytes; ++page)
       if (pages_[page] == nullptr || pages_[page] == &none_) pages_[page] = &of_registers_;
   }
   void on_barrier() override {
